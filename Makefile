@@ -1,0 +1,45 @@
+# The commands of this repository. `make` alone lists them.
+#
+# Each makes what it needs first (.venv, system packages when root): see tools/setup. A second run installs
+# only what changed. Variables: PYTHON=python3.12, ENGINE=no (tests without vLLM), PYTEST_ARGS="-k dump".
+
+SHELL := bash
+ENGINE ?= yes
+PYTEST_ARGS ?=
+python := .venv/bin/python
+# mypy wants the package as it installs, with connector/ and tools/ inside it.
+typed := .cache/typed
+export PYTHON
+
+.PHONY: help demo test lint format clean
+.DEFAULT_GOAL := help
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+
+demo: ## show PegaShm on real vLLM engines: kill them, kill the supervisor, lose nothing
+	@bash tools/setup/environment.sh engine
+	@exec $(python) tools/demo
+
+test: ## run the tests, end to end ones on a real vLLM included
+	@bash tools/setup/environment.sh $(if $(filter yes,$(ENGINE)),engine) test
+	@exec $(python) -m pytest $(PYTEST_ARGS)
+
+lint: ## check style, types and the core's warnings
+	@bash tools/setup/environment.sh test lint
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	.venv/bin/clang-format --dry-run --Werror $(wildcard pegashm/_core/*.hpp)
+	@rm -rf $(typed) && mkdir -p $(typed)/pegashm && cp -rs $(CURDIR)/pegashm/. $(typed)/pegashm/ \
+	  && ln -s $(CURDIR)/connector $(CURDIR)/tools $(typed)/pegashm/
+	cd $(typed) && $(CURDIR)/$(python) -m mypy --config-file $(CURDIR)/pyproject.toml -p pegashm
+	$(python) -m pytest -q tests/core tests/packaging
+
+format: ## rewrite the sources in house style
+	@bash tools/setup/environment.sh test lint
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+	.venv/bin/clang-format -i $(wildcard pegashm/_core/*.hpp)
+
+clean: ## remove what was built and installed here (shared memory is left alone: pegashm purge)
+	rm -rf .venv .cache build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis pegashm/_native.cpp pegashm/*.so

@@ -1,0 +1,283 @@
+// What can an attached process do with the cache? The batched operations of one index owner.
+//
+// Called from the binding without the GIL, by any thread of the process that owns the slot; a private
+// mutex orders them, since pin counts and cursors are private state. No other process ever waits for it.
+// Nothing here allocates after construction, throws, or loops without a bound.
+#pragma once
+
+#include <cstdlib>
+#include <mutex>
+
+#include "room.hpp"
+
+namespace pegashm {
+
+class Client {
+ public:
+  Client(const View& view, uint32_t slot) noexcept
+      : view_(view),
+        slot_(slot),
+        // calloc: untouched pages cost nothing, so attaching stays O(1) in the pool's size.
+        pin_counts_(static_cast<uint32_t*>(
+            std::calloc(view.geometry.record_count, sizeof(uint32_t)))),
+        room_(view_, slot) {}
+  ~Client() { std::free(pin_counts_); }
+  Client(const Client&) = delete;
+  Client& operator=(const Client&) = delete;
+
+  bool valid() const noexcept { return pin_counts_ != nullptr; }
+
+  // Finds `keys`; with `prefix` stops after the first that is not ok. Returns how many were judged.
+  uint32_t find(const Key* keys, uint32_t size, bool pin, bool prefix, uint64_t* handles,
+                Outcome* outcomes) noexcept {
+    const std::lock_guard guard(mutex_);
+    constexpr uint32_t ahead = 16;
+    uint32_t judged = 0, hits = 0, pending = 0;
+    for (uint32_t base = 0; base < size; base += ahead) {
+      Buckets buckets[ahead];
+      const uint32_t lot = std::min(ahead, size - base);
+      for (uint32_t i = 0; i < lot; ++i) {
+        buckets[i] = buckets_of(view_.geometry, keys[base + i]);
+        prefetch_buckets(view_, buckets[i]);
+      }
+      for (uint32_t i = 0; i < lot; ++i) prefetch_record(view_, buckets[i]);
+      for (uint32_t i = 0; i < lot; ++i) {
+        const Found found = find_key(view_, keys[base + i], buckets[i]);
+        Outcome outcome = found.handle == 0 ? Outcome::missing
+                          : found.ready     ? Outcome::ok
+                                            : Outcome::pending;
+        if (outcome == Outcome::ok && pin && !add_pin(found.handle)) outcome = Outcome::missing;
+        handles[base + i] = outcome == Outcome::ok ? found.handle : 0;
+        outcomes[base + i] = outcome;
+        ++judged;
+        hits += outcome == Outcome::ok ? 1u : 0u;
+        pending += outcome == Outcome::pending ? 1u : 0u;
+        if (prefix && outcome != Outcome::ok) {
+          count_find(judged, hits, pending);
+          return judged;
+        }
+      }
+    }
+    count_find(judged, hits, pending);
+    return judged;
+  }
+
+  void pin(const uint64_t* handles, uint32_t size, Outcome* outcomes) noexcept {
+    const std::lock_guard guard(mutex_);
+    for (uint32_t i = 0; i < size; ++i) {
+      outcomes[i] = known(handles[i]) && add_pin(handles[i]) ? Outcome::ok : Outcome::missing;
+    }
+  }
+
+  void unpin(const uint64_t* handles, uint32_t size) noexcept {
+    const std::lock_guard guard(mutex_);
+    for (uint32_t i = 0; i < size; ++i) {
+      if (known(handles[i])) drop_pin(handle_record(handles[i]));
+    }
+    room_.look_again();
+  }
+
+  // Where blocks that this client has pinned or claimed lie; 0, 0 for any other.
+  void locate(const uint64_t* handles, uint32_t size, uint64_t* offsets,
+              uint64_t* bytes) noexcept {
+    for (uint32_t i = 0; i < size; ++i) {
+      offsets[i] = bytes[i] = 0;
+      if (!known(handles[i])) continue;
+      const Block& block = view_.block(handle_record(handles[i]));
+      const uint64_t state = load_acquire(block.state);
+      if (block_generation(state) != handle_generation(handles[i]) ||
+          block_tag(state) == BlockTag::free) {
+        continue;
+      }
+      const uint64_t offset = load_acquire(block.payload_offset);
+      const uint64_t length = load_acquire(block.payload_bytes);
+      const uint64_t total = view_.geometry.payload_bytes;
+      if (offset % page_bytes_small != 0 || length > total ||
+          offset > total - length || length > view_.geometry.segment_bytes) {
+        continue;  // damaged: as good as gone
+      }
+      offsets[i] = offset;
+      bytes[i] = length;
+    }
+  }
+
+  void claim(const Key* keys, uint32_t size, uint64_t payload_bytes, uint64_t* handles,
+             Outcome* outcomes) noexcept {
+    const std::lock_guard guard(mutex_);
+    const uint64_t stride = stride_of(view_.geometry, payload_bytes);
+    const uint64_t now = clock_ns(CLOCK_REALTIME);
+    uint64_t tallies[10] = {};
+    for (uint32_t i = 0; i < size; ++i) {
+      handles[i] = 0;
+      outcomes[i] = stride == 0 ? Outcome::too_large
+                                : claim_one(keys[i], stride, payload_bytes, now, handles[i]);
+      ++tallies[static_cast<uint8_t>(outcomes[i])];
+    }
+    const auto tally = [&tallies](Outcome outcome) noexcept {
+      return tallies[static_cast<uint8_t>(outcome)];
+    };
+    count(view_, Counter::claims, tally(Outcome::ok));
+    count(view_, Counter::claims_existing, tally(Outcome::exists) + tally(Outcome::pending));
+    count(view_, Counter::claims_no_space, tally(Outcome::no_space));
+    count(view_, Counter::claims_quota, tally(Outcome::quota));
+    count(view_, Counter::claims_other, tally(Outcome::too_large) + tally(Outcome::index_full));
+  }
+
+  void publish(const uint64_t* handles, uint32_t size, uint32_t parts_expected,
+               Outcome* outcomes) noexcept {
+    const std::lock_guard guard(mutex_);
+    const uint64_t now = clock_ns(CLOCK_REALTIME);
+    const uint64_t clock = advance_clock(size);
+    uint64_t published = 0, incomplete = 0, bytes = 0;
+    for (uint32_t i = 0; i < size; ++i) {
+      outcomes[i] = Outcome::missing;
+      if (!known(handles[i])) continue;
+      const Block& block = view_.block(handle_record(handles[i]));
+      outcomes[i] = judge_parts(block, parts_expected);
+      if (outcomes[i] == Outcome::incomplete) {
+        incomplete += drop_claim(view_, slot_, handles[i], true) ? 1u : 0u;
+      }
+      if (outcomes[i] != Outcome::ok) continue;
+      const uint64_t length = load_acquire(block.payload_bytes);
+      // The first of a batch is the head of its chain: the most recent.
+      if (publish_claim(view_, slot_, handles[i], clock + (size - i), now)) {
+        ++published;
+        bytes += length;
+      } else {
+        outcomes[i] = Outcome::missing;
+      }
+    }
+    count(view_, Counter::publishes, published);
+    count(view_, Counter::publishes_incomplete, incomplete);
+    count(view_, Counter::bytes_stored, bytes);
+  }
+
+  void abandon(const uint64_t* handles, uint32_t size) noexcept {
+    const std::lock_guard guard(mutex_);
+    uint64_t dropped = 0;
+    for (uint32_t i = 0; i < size; ++i) {
+      if (known(handles[i]) && drop_claim(view_, slot_, handles[i], true)) ++dropped;
+    }
+    count(view_, Counter::abandons, dropped);
+  }
+
+  void touch(const uint64_t* handles, uint32_t size) noexcept {
+    const uint64_t clock = advance_clock(size);
+    for (uint32_t i = 0; i < size; ++i) {
+      if (!known(handles[i])) continue;
+      const uint32_t record = handle_record(handles[i]);
+      const uint64_t ready = block_state(BlockTag::ready, 0, handle_generation(handles[i]));
+      if (load_acquire(view_.block(record).state) == ready) {
+        store_release(view_.touched(record), clock + 1 + i);
+      }
+    }
+  }
+
+  void evict(const uint64_t* handles, uint32_t size, Outcome* outcomes) noexcept {
+    const std::lock_guard guard(mutex_);
+    for (uint32_t i = 0; i < size; ++i) {
+      outcomes[i] =
+          known(handles[i]) ? evict_block(view_, slot_, handles[i]) : Outcome::missing;
+    }
+  }
+
+  uint32_t evict_oldest(uint64_t payload_bytes, uint32_t wanted) noexcept {
+    const std::lock_guard guard(mutex_);
+    const uint64_t stride = stride_of(view_.geometry, payload_bytes);
+    return stride == 0 ? 0 : room_.evict_oldest(stride, wanted);
+  }
+
+ private:
+  bool known(uint64_t handle) const noexcept {
+    return handle != 0 && handle_record(handle) < view_.geometry.record_count;
+  }
+
+  bool add_pin(uint64_t handle) noexcept {
+    const uint32_t record = handle_record(handle);
+    if (set_pin(view_, slot_, handle)) {
+      ++pin_counts_[record];
+      return true;
+    }
+    if (pin_counts_[record] == 0) clear_pin(view_, slot_, record);
+    return false;
+  }
+
+  void drop_pin(uint32_t record) noexcept {
+    if (pin_counts_[record] == 0 || --pin_counts_[record] != 0) return;
+    clear_pin(view_, slot_, record);
+  }
+
+  uint64_t advance_clock(uint32_t amount) noexcept {
+    return add_relaxed(view_.header().access_clock, amount);  // SYNC none: only has to grow
+  }
+
+  void count_find(uint32_t judged, uint32_t hits, uint32_t pending) noexcept {
+    count(view_, Counter::lookups, judged);
+    count(view_, Counter::hits, hits);
+    count(view_, Counter::misses, judged - hits);
+    count(view_, Counter::misses_pending, pending);
+  }
+
+  // Whether all writers of a claimed block have copied their part. Pending: one may still be writing, so
+  // the claim must stay.
+  static Outcome judge_parts(const Block& block, uint32_t expected) noexcept {
+    if (expected == 0) return Outcome::ok;
+    // SYNC parts/publish: acquire, so that what the writers copied before they reported is visible
+    // before READY is. Pairs with report_part().
+    const uint64_t parts = load_acquire(block.parts);
+    const uint32_t done = static_cast<uint32_t>(parts);
+    const uint32_t failed = static_cast<uint32_t>(parts >> 32);
+    if (done == expected && failed == 0) return Outcome::ok;
+    return done + failed < expected ? Outcome::pending : Outcome::incomplete;
+  }
+
+  Outcome claim_one(const Key& key, uint64_t stride, uint64_t payload_bytes, uint64_t now,
+                    uint64_t& handle) noexcept {
+    const uint32_t namespace_ = identity_namespace(key.identity);
+    if (namespace_slot(namespace_) >= namespace_count) return Outcome::missing;
+    const Buckets buckets = buckets_of(view_.geometry, key);
+    const Found found = find_key(view_, key, buckets);
+    if (found.handle != 0) return found.ready ? Outcome::exists : Outcome::pending;
+
+    uint64_t offset = 0;
+    Outcome outcome = Outcome::ok;
+    handle = room_.take(stride, namespace_, offset, outcome);
+    if (handle == 0) return outcome;
+    const bool listed = fill_claim(view_, handle, key, buckets, offset, payload_bytes, now);
+    add_resident(view_, namespace_, stride);
+    if (listed) return Outcome::ok;
+    drop_claim(view_, slot_, handle, true);
+    handle = 0;
+    return Outcome::index_full;
+  }
+
+  const View view_;
+  const uint32_t slot_;
+  uint32_t* const pin_counts_;
+  std::mutex mutex_;
+  RoomFinder room_;
+};
+
+// -- what a process that copies for a client reports; it owns no slot ----------------------------------
+
+inline bool life_holds(const View& view, uint64_t handle) noexcept {
+  const uint32_t record = handle_record(handle);
+  if (handle == 0 || record >= view.geometry.record_count) return false;
+  const uint64_t state = load_seq(view.block(record).state);
+  return block_generation(state) == handle_generation(handle) &&
+         (block_tag(state) == BlockTag::ready || block_tag(state) == BlockTag::claimed);
+}
+
+inline void report_part(const View& view, uint64_t handle, bool ok) noexcept {
+  if (!life_holds(view, handle)) return;
+  // SYNC parts/publish: release, so that the copy is visible to who sees the count. Death row 4.
+  add_release(view.block(handle_record(handle)).parts, ok ? 1 : uint64_t{1} << 32);
+}
+
+inline uint32_t parts_reported(const View& view, uint64_t handle) noexcept {
+  if (!life_holds(view, handle)) return 0;
+  const uint64_t parts = load_acquire(view.block(handle_record(handle)).parts);
+  return static_cast<uint32_t>(parts) + static_cast<uint32_t>(parts >> 32);
+}
+
+}  // namespace pegashm

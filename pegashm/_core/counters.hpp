@@ -1,0 +1,64 @@
+// What has happened so far? Monotonic counters in the region, readable by any process at any time.
+//
+// Each value has a cache line of its own; a batch adds once. The labels are written at creation, so that
+// a reader needs no schema. Counters are hints: a process killed mid-batch may leave its share uncounted.
+#pragma once
+
+#include <cstring>
+
+#include "view.hpp"
+
+namespace pegashm {
+
+enum class Counter : uint32_t {
+  lookups,             // keys asked for
+  hits,                // keys found READY
+  misses,              // keys not found
+  misses_pending,      // of those: claimed by somebody, not published yet
+  claims,              // blocks claimed
+  claims_existing,     // claims refused: there already, or being written
+  claims_no_space,     // claims refused: nothing free, nothing evictable
+  claims_quota,        // claims refused: namespace at its maximum
+  claims_other,        // claims refused: too large, index full
+  publishes,           // blocks published
+  publishes_incomplete,  // claims dropped at publish: a part was missing or failed
+  abandons,            // claims given back
+  evictions,           // blocks evicted
+  evictions_pinned,    // eviction attempts that met a pin
+  segments_changed,    // segments moved to another stride
+  clients_attached,    // attaches ever
+  clients_reaped,      // dead clients undone
+  claims_reaped,       // blocks taken back from dead clients
+  pins_reaped,         // pins cleared of dead clients
+  loads_failed,        // copies out of the arena whose block had changed meanwhile
+  bytes_stored,        // payload bytes copied in
+  bytes_loaded,        // payload bytes copied out
+  count_,
+};
+
+inline constexpr const char* counter_keys[] = {
+    "lookups",          "hits",           "misses",           "misses_pending",
+    "claims",           "claims_existing", "claims_no_space", "claims_quota",
+    "claims_other",     "publishes",      "publishes_incomplete", "abandons",
+    "evictions",        "evictions_pinned", "segments_changed", "clients_attached",
+    "clients_reaped",   "claims_reaped",  "pins_reaped",      "loads_failed",
+    "bytes_stored",     "bytes_loaded",
+};
+static_assert(sizeof counter_keys / sizeof *counter_keys == static_cast<uint32_t>(Counter::count_));
+static_assert(static_cast<uint32_t>(Counter::count_) <= counter_count);
+
+inline void count(const View& view, Counter counter, uint64_t amount = 1) noexcept {
+  // SYNC none: relaxed, since a counter orders nothing and is read as an approximate snapshot.
+  if (amount != 0) add_relaxed(view.counter_value(static_cast<uint32_t>(counter)).value, amount);
+}
+
+inline void write_counter_labels(const View& view) noexcept {
+  for (uint32_t index = 0; index < static_cast<uint32_t>(Counter::count_); ++index) {
+    CounterLabel& label = view.counter_label(index);
+    label.type = 1;
+    label.key_bytes = static_cast<uint32_t>(std::strlen(counter_keys[index]));
+    std::memcpy(label.key, counter_keys[index], label.key_bytes);
+  }
+}
+
+}  // namespace pegashm

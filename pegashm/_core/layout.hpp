@@ -1,0 +1,289 @@
+// Where is each byte of the control region? The structs of FORMAT.md and the geometry of one region.
+//
+// Every struct here is shared between processes and between builds: fixed-width integers, offsets, no
+// padding, no behaviour. Words that several processes write are touched only through atomics.hpp.
+// Geometry is the private, checked copy of a header that all other code works from: nothing read from
+// shared memory is used as a size or an offset without passing through it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace pegashm {
+
+inline constexpr uint64_t magic_ready = 0x314D485341474550;  // "PEGASHM1" read little-endian
+inline constexpr uint16_t format_major = 1;
+inline constexpr uint16_t format_minor = 0;
+
+inline constexpr uint64_t cache_line_bytes = 64;
+inline constexpr uint64_t page_bytes_small = 4096;
+inline constexpr uint32_t arena_count_max = 16;
+inline constexpr uint32_t namespace_count = 256;
+inline constexpr uint32_t client_count = 128;
+inline constexpr uint32_t counter_count = 64;
+inline constexpr uint32_t record_count_max = 1u << 24;
+inline constexpr uint32_t entries_per_bucket = 8;
+inline constexpr uint32_t key_bytes_max = 32;
+inline constexpr uint32_t key_words = key_bytes_max / 8;
+
+struct ArenaEntry {
+  uint64_t bytes;
+  int32_t numa_node;
+  uint32_t path_bytes;
+  char path[176];
+};
+static_assert(sizeof(ArenaEntry) == 192);
+
+struct Header {
+  uint64_t magic;
+  uint16_t format_major;
+  uint16_t format_minor;
+  uint32_t header_bytes;
+  uint64_t layout_signature;
+  uint8_t region_id[16];
+  uint64_t created_at_ns;
+  uint64_t control_bytes;
+  uint64_t payload_bytes;
+  uint64_t segment_bytes;
+  uint64_t block_bytes_min;
+  uint32_t segment_count;
+  uint32_t records_per_segment;
+  uint32_t record_count;
+  uint32_t arena_count;
+  uint64_t bucket_count;
+  uint64_t journal_entry_count;
+  uint64_t namespaces_offset;
+  uint64_t clients_offset;
+  uint64_t counter_labels_offset;
+  uint64_t counter_values_offset;
+  uint64_t segments_offset;
+  uint64_t free_bits_offset;
+  uint64_t blocks_offset;
+  uint64_t touches_offset;
+  uint64_t buckets_offset;
+  uint64_t journal_offset;
+  uint64_t page_bytes;
+  uint8_t reserved_200[56];
+  uint64_t segments_ready;
+  uint64_t supervisor_pid;
+  uint64_t supervisor_started_at_ns;
+  uint8_t reserved_280[40];
+  uint64_t access_clock;
+  uint8_t reserved_328[56];
+  uint64_t journal_head;
+  uint8_t reserved_392[56];
+  uint64_t freed_clock;
+  uint8_t reserved_456[56];
+  ArenaEntry arenas[arena_count_max];
+  uint8_t reserved_3584[512];
+};
+static_assert(sizeof(Header) == 4096 && std::has_unique_object_representations_v<Header>);
+static_assert(offsetof(Header, region_id) == 24 && offsetof(Header, segment_count) == 80);
+static_assert(offsetof(Header, namespaces_offset) == 112 && offsetof(Header, page_bytes) == 192);
+static_assert(offsetof(Header, segments_ready) == 256 && offsetof(Header, access_clock) == 320);
+static_assert(offsetof(Header, journal_head) == 384 && offsetof(Header, freed_clock) == 448);
+static_assert(offsetof(Header, arenas) == 512 && offsetof(Header, reserved_3584) == 3584);
+
+struct NamespaceEntry {
+  uint64_t state;  // generation:16 << 16 | tag:8
+  uint8_t fingerprint[32];
+  uint64_t reserved_bytes;
+  uint64_t maximum_bytes;
+  uint64_t resident_bytes;
+  uint64_t created_at_ns;
+  uint64_t attached_at_ns;
+  uint8_t reserved_80[48];
+  char label[128];
+};
+static_assert(sizeof(NamespaceEntry) == 256 && offsetof(NamespaceEntry, label) == 128);
+
+struct ClientSlot {
+  uint64_t state;  // incarnation:56 << 8 | tag:8
+  uint64_t pid;
+  uint64_t started_at;
+  uint64_t attached_at_ns;
+  uint32_t namespace_id;
+  uint32_t mode;
+  uint8_t reserved_40[24];
+  char engine_id[64];
+  char label[64];
+};
+static_assert(sizeof(ClientSlot) == 192 && offsetof(ClientSlot, engine_id) == 64);
+
+struct CounterLabel {
+  uint32_t type;  // 0 unused, 1 counter, 2 gauge
+  uint32_t key_bytes;
+  char key[56];
+};
+struct CounterValue {
+  uint64_t value;
+  uint8_t reserved_8[56];
+};
+static_assert(sizeof(CounterLabel) == 64 && sizeof(CounterValue) == cache_line_bytes);
+
+struct Segment {
+  uint64_t state;  // tag:8 | owner:8 << 8 | epoch:24 << 16 | stride_pages:24 << 40
+  uint8_t reserved_8[56];
+};
+static_assert(sizeof(Segment) == cache_line_bytes);
+
+struct Block {
+  uint64_t state;  // tag:8 | owner:16 << 8 | generation:40 << 24
+  uint64_t key[key_words];
+  uint64_t identity;  // namespace_id:32 | group:16 << 32 | key_bytes:8 << 48
+  uint64_t payload_offset;
+  uint64_t payload_bytes;
+  uint64_t pins[2];
+  uint64_t parts;  // done:32 | failed:32 << 32
+  uint64_t checksum;
+  uint64_t claimed_at_ns;
+  uint64_t published_at_ns;
+  uint8_t reserved_112[16];
+};
+static_assert(sizeof(Block) == 2 * cache_line_bytes && offsetof(Block, identity) == 40);
+static_assert(offsetof(Block, pins) == 64 && offsetof(Block, published_at_ns) == 104);
+static_assert(std::has_unique_object_representations_v<Block>);
+
+struct Bucket {
+  uint64_t entries[entries_per_bucket];  // record:24 | generation:16 << 24 | fingerprint:24 << 40
+};
+static_assert(sizeof(Bucket) == cache_line_bytes);
+
+struct JournalEntry {
+  uint64_t sequence;
+  uint64_t what;  // event:8 | key_bytes:8 << 8 | group:16 << 16 | namespace_id:32 << 32
+  uint64_t handle;
+  uint64_t reserved_24;
+  uint64_t key[key_words];
+};
+static_assert(sizeof(JournalEntry) == 64);
+
+// A key as the core compares it: hash bytes zero padded to words, and who it belongs to.
+struct Key {
+  uint64_t words[key_words];
+  uint64_t identity;
+};
+
+constexpr uint64_t make_identity(uint32_t namespace_id, uint16_t group, uint8_t key_bytes) noexcept {
+  return uint64_t{namespace_id} | uint64_t{group} << 32 | uint64_t{key_bytes} << 48;
+}
+constexpr uint32_t identity_namespace(uint64_t identity) noexcept {
+  return static_cast<uint32_t>(identity);
+}
+
+// A handle names one life of one record: generation:40 << 24 | record:24.
+constexpr uint64_t make_handle(uint32_t record, uint64_t generation) noexcept {
+  return generation << 24 | record;
+}
+constexpr uint32_t handle_record(uint64_t handle) noexcept {
+  return static_cast<uint32_t>(handle & (record_count_max - 1));
+}
+constexpr uint64_t handle_generation(uint64_t handle) noexcept { return handle >> 24; }
+
+constexpr uint64_t round_up(uint64_t value, uint64_t multiple) noexcept {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+constexpr uint64_t mix(uint64_t hash, uint64_t value) noexcept {
+  hash = (hash ^ value) * 0x9E3779B97F4A7C15;
+  return hash ^ hash >> 32;
+}
+
+// Hash of this build's sizes and offsets: two builds that differ in any cannot share a region.
+constexpr uint64_t compute_layout_signature() noexcept {
+  uint64_t hash = 0x5045474153484D31;
+  for (const uint64_t value :
+       {uint64_t{cache_line_bytes}, uint64_t{sizeof(Header)}, uint64_t{sizeof(ArenaEntry)},
+        uint64_t{sizeof(NamespaceEntry)}, uint64_t{namespace_count}, uint64_t{sizeof(ClientSlot)},
+        uint64_t{client_count}, uint64_t{sizeof(CounterLabel)}, uint64_t{counter_count},
+        uint64_t{sizeof(Segment)}, uint64_t{sizeof(Block)}, uint64_t{sizeof(Bucket)},
+        uint64_t{sizeof(JournalEntry)}, uint64_t{offsetof(Block, identity)},
+        uint64_t{offsetof(Block, pins)}, uint64_t{offsetof(Block, parts)},
+        uint64_t{offsetof(Header, segments_ready)}, uint64_t{offsetof(Header, access_clock)},
+        uint64_t{offsetof(Header, journal_head)}, uint64_t{offsetof(Header, freed_clock)},
+        uint64_t{offsetof(Header, arenas)}}) {
+    hash = mix(hash, value);
+  }
+  return hash;
+}
+inline constexpr uint64_t layout_signature = compute_layout_signature();
+
+// Sizes, counts and offsets of one region: private to a process, consistent by construction.
+struct Geometry {
+  uint64_t segment_bytes;
+  uint64_t block_bytes_min;
+  uint64_t payload_bytes;
+  uint64_t bucket_count;
+  uint64_t journal_entry_count;
+  uint64_t namespaces_offset;
+  uint64_t clients_offset;
+  uint64_t counter_labels_offset;
+  uint64_t counter_values_offset;
+  uint64_t segments_offset;
+  uint64_t free_bits_offset;
+  uint64_t blocks_offset;
+  uint64_t touches_offset;
+  uint64_t buckets_offset;
+  uint64_t journal_offset;
+  uint64_t control_bytes;
+  uint32_t segment_count;
+  uint32_t records_per_segment;
+  uint32_t record_count;
+};
+
+constexpr uint64_t power_of_two_at_least(uint64_t value) noexcept {
+  uint64_t power = 1;
+  while (power < value) power <<= 1;
+  return power;
+}
+
+// Derives everything from three numbers. False when the format cannot hold such a region.
+inline bool plan_geometry(uint64_t segment_bytes, uint64_t block_bytes_min, uint64_t segment_count,
+                          Geometry& out) noexcept {
+  constexpr uint64_t segment_bytes_max = uint64_t{1} << 36;  // stride_pages has 24 bits
+  if (segment_bytes == 0 || segment_bytes % page_bytes_small != 0 ||
+      segment_bytes > segment_bytes_max || block_bytes_min == 0 ||
+      block_bytes_min % page_bytes_small != 0 || block_bytes_min > segment_bytes ||
+      segment_count == 0 || segment_count > record_count_max / 64) {
+    return false;
+  }
+  const uint64_t records_per_segment = round_up(segment_bytes / block_bytes_min, 64);
+  const uint64_t record_count = records_per_segment * segment_count;
+  if (records_per_segment > record_count_max || record_count > record_count_max) return false;
+
+  out = Geometry{};
+  out.segment_bytes = segment_bytes;
+  out.block_bytes_min = block_bytes_min;
+  out.segment_count = static_cast<uint32_t>(segment_count);
+  out.records_per_segment = static_cast<uint32_t>(records_per_segment);
+  out.record_count = static_cast<uint32_t>(record_count);
+  out.payload_bytes = segment_bytes * segment_count;
+  // Half full at most: with two choices of eight entries, overflow is then a matter of astronomy.
+  out.bucket_count = power_of_two_at_least(record_count * 2 / entries_per_bucket);
+  const uint64_t journal_wanted = power_of_two_at_least(record_count);
+  out.journal_entry_count = journal_wanted < 1024 ? 1024
+                            : journal_wanted > (1u << 18) ? (1u << 18) : journal_wanted;
+
+  uint64_t end = sizeof(Header);
+  const auto place = [&end](uint64_t bytes) noexcept {
+    const uint64_t start = end;
+    end = round_up(start + bytes, page_bytes_small);
+    return start;
+  };
+  out.namespaces_offset = place(sizeof(NamespaceEntry) * namespace_count);
+  out.clients_offset = place(sizeof(ClientSlot) * client_count);
+  out.counter_labels_offset = place(sizeof(CounterLabel) * counter_count);
+  out.counter_values_offset = place(sizeof(CounterValue) * counter_count);
+  out.segments_offset = place(sizeof(Segment) * segment_count);
+  out.free_bits_offset = place(record_count / 8);
+  out.blocks_offset = place(sizeof(Block) * record_count);
+  out.touches_offset = place(8 * record_count);
+  out.buckets_offset = place(sizeof(Bucket) * out.bucket_count);
+  out.journal_offset = place(sizeof(JournalEntry) * out.journal_entry_count);
+  out.control_bytes = end;
+  return true;
+}
+
+}  // namespace pegashm

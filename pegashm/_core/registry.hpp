@@ -1,0 +1,116 @@
+// Who is attached, and who may share? Writing client slots and namespaces.
+//
+// Rare and slow-path. The caller holds the kernel lock that FORMAT.md names for the slot or the registry,
+// so there is one writer; readers look at any time and believe only a state word that was stored last.
+#pragma once
+
+#include <cstring>
+
+#include "counters.hpp"
+#include "states.hpp"
+#include "view.hpp"
+
+namespace pegashm {
+
+template <uint64_t size>
+inline void store_text(char (&field)[size], const char* text, uint64_t bytes) noexcept {
+  std::memset(field, 0, size);
+  std::memcpy(field, text, bytes < size ? bytes : size);
+}
+
+struct NamespaceRequest {
+  const uint8_t* fingerprint;  // 32 bytes
+  const char* label;
+  uint64_t label_bytes;
+  uint64_t reserved_bytes;
+  uint64_t maximum_bytes;
+  uint64_t now_ns;
+  const uint32_t* in_use;  // ids that living clients use
+  uint64_t in_use_count;
+};
+
+inline bool is_in_use(const NamespaceRequest& request, uint32_t id) noexcept {
+  for (uint64_t i = 0; i < request.in_use_count; ++i) {
+    if (request.in_use[i] == id) return true;
+  }
+  return false;
+}
+
+// The slot to give a new namespace: a free one, else the one unused for longest, an empty one first.
+inline int32_t choose_namespace_slot(const View& view, const NamespaceRequest& request) noexcept {
+  int32_t best = -1;
+  uint64_t best_rank = ~uint64_t{0};
+  for (uint32_t slot = 0; slot < namespace_count; ++slot) {
+    const NamespaceEntry& entry = view.name_space(slot);
+    const uint64_t state = load_acquire(entry.state);
+    if (!namespace_live(state)) return static_cast<int32_t>(slot);
+    if (is_in_use(request, namespace_id(namespace_generation(state), slot))) continue;
+    const bool empty = load_relaxed(entry.resident_bytes) == 0;
+    const uint64_t rank = (load_relaxed(entry.attached_at_ns) >> 1) | (empty ? 0 : uint64_t{1} << 63);
+    if (rank < best_rank) {
+      best_rank = rank;
+      best = static_cast<int32_t>(slot);
+    }
+  }
+  return best;
+}
+
+// Finds or creates; 0 when every namespace is in use by somebody alive.
+inline uint32_t register_namespace(const View& view, const NamespaceRequest& request) noexcept {
+  for (uint32_t slot = 0; slot < namespace_count; ++slot) {
+    NamespaceEntry& entry = view.name_space(slot);
+    const uint64_t state = load_acquire(entry.state);
+    if (!namespace_live(state) || std::memcmp(entry.fingerprint, request.fingerprint, 32) != 0) continue;
+    store_release(entry.attached_at_ns, request.now_ns);
+    store_release(entry.reserved_bytes, request.reserved_bytes);
+    store_release(entry.maximum_bytes, request.maximum_bytes);
+    return namespace_id(namespace_generation(state), slot);
+  }
+  const int32_t slot = choose_namespace_slot(view, request);
+  if (slot < 0) return 0;
+  NamespaceEntry& entry = view.name_space(static_cast<uint32_t>(slot));
+  uint64_t generation = (namespace_generation(load_acquire(entry.state)) + 1) & 0xFFFF;
+  if (generation == 0) generation = 1;
+  store_release(entry.state, namespace_state(false, generation));
+  std::memcpy(entry.fingerprint, request.fingerprint, 32);
+  store_text(entry.label, request.label, request.label_bytes);
+  store_release(entry.reserved_bytes, request.reserved_bytes);
+  store_release(entry.maximum_bytes, request.maximum_bytes);
+  store_release(entry.resident_bytes, 0);
+  store_release(entry.created_at_ns, request.now_ns);
+  store_release(entry.attached_at_ns, request.now_ns);
+  // SYNC namespace: fields become visible before `live`. Death row 19.
+  store_release(entry.state, namespace_state(true, generation));
+  return namespace_id(generation, static_cast<uint32_t>(slot));
+}
+
+struct ClientRequest {
+  uint64_t pid;
+  uint64_t started_at;
+  uint64_t now_ns;
+  uint32_t namespace_id;
+  uint32_t mode;
+  const char* engine_id;
+  uint64_t engine_id_bytes;
+  const char* label;
+  uint64_t label_bytes;
+};
+
+// Returns the incarnation. The slot must be free (reaped) and its owner lock held.
+inline uint64_t attach_client(const View& view, uint32_t slot, const ClientRequest& request) noexcept {
+  ClientSlot& client = view.client(slot);
+  const uint64_t incarnation = client_incarnation(load_acquire(client.state)) + 1;
+  client.pid = request.pid;
+  client.started_at = request.started_at;
+  client.attached_at_ns = request.now_ns;
+  client.namespace_id = request.namespace_id;
+  client.mode = request.mode;
+  store_text(client.engine_id, request.engine_id, request.engine_id_bytes);
+  store_text(client.label, request.label, request.label_bytes);
+  // SYNC attach: fields become visible before `attached`. Death row 18.
+  store_release(client.state, client_state(true, incarnation));
+  count(view, Counter::clients_attached);
+  return incarnation;
+}
+
+}  // namespace pegashm

@@ -1,0 +1,240 @@
+"""Types of the native module: the one thin Cython layer over `pegashm/_core`.
+
+Buffers in, buffers out, one call a batch, the GIL released around it, nothing decided here.
+Handles: a block is named by a `numpy.uint64` handle, `generation << 24 | record`. A handle names one
+life of one record: once the block is evicted, its handle never becomes valid again. 0 is "no block".
+Keys: every function that takes keys wants a sequence of `bytes`, each the engine's block hash (1 to 32
+bytes) followed by 4 bytes of KV-cache group, big-endian (vLLM's `OffloadKey`); the group must be < 65536.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+Handles = NDArray[np.uint64]
+Outcomes = NDArray[np.uint8]
+
+FORMAT_MAJOR: Final[int]
+FORMAT_MINOR: Final[int]
+LAYOUT_SIGNATURE: Final[int]
+CLIENT_COUNT: Final[int]  # 128 index owners
+NAMESPACE_COUNT: Final[int]
+HEADER_BYTES: Final[int]
+
+# Outcomes of the batched calls, one byte a block (see `_core/status.hpp`).
+OK: Final[int]  # done
+MISSING: Final[int]  # no such block, or the handle's generation is over
+PENDING: Final[int]  # another client has claimed the key and not published it yet
+EXISTS: Final[int]  # claim(): a READY block with this key is there already
+NO_SPACE: Final[int]  # claim(): nothing free, nothing evictable (all pinned or claimed)
+QUOTA: Final[int]  # claim(): the namespace is at its maximum and none of its own is evictable
+TOO_LARGE: Final[int]  # claim(): payload larger than a segment can hold
+INDEX_FULL: Final[int]  # claim(): both candidate buckets are full of live entries
+PINNED: Final[int]  # evict(): somebody holds a pin
+INCOMPLETE: Final[int]  # publish(): fewer parts written than expected (or a part failed)
+
+STATUS_NAMES: Final[dict[int, str]]
+
+class FormatPlan(TypedDict):
+    """Sizes that follow from a region's parameters; all in bytes or counts as named."""
+
+    segment_count: int
+    records_per_segment: int
+    record_count: int
+    bucket_count: int
+    journal_entry_count: int
+    control_bytes: int
+    payload_bytes: int
+
+def plan_region(
+    *, segment_bytes: int, block_bytes_min: int, segments_per_arena: Sequence[int]
+) -> FormatPlan:
+    """Say how large a control region for such arenas is. ValueError when the format cannot hold them."""
+
+def format_region(
+    control: Any,
+    *,
+    region_id: bytes,
+    segment_bytes: int,
+    block_bytes_min: int,
+    segments_per_arena: Sequence[int],
+    arena_paths: Sequence[str],
+    numa_nodes: Sequence[int],
+    page_bytes: int,
+    created_at_ns: int,
+) -> None:
+    """Write a whole control region into `control` (writable, zeroed, of `control_bytes`); magic last.
+
+    `region_id`: 16 bytes, unique. `numa_nodes`: one an arena, -1 for "not bound". `page_bytes`: 4096,
+    2 MiB or 1 GiB, what backs the arenas. No segment is ready yet: see `Region.set_segments_ready`.
+    """
+
+def check_header(control: Any, file_bytes: int) -> tuple[int, str]:
+    """Judge a header of >= HEADER_BYTES: (0 ready | 1 not yet | 2 never, reason naming both sides)."""
+
+def header_info(control: Any) -> dict[str, Any]:
+    """All header fields by their FORMAT.md names (arenas as a list of dicts), unchecked, for tools."""
+
+class Region:
+    """The control region and the arenas of one name, mapped in this process (O(1) in their size)."""
+
+    def __init__(self, control_fd: int, arena_fds: Sequence[int], *, writable: bool = True) -> None:
+        """Map and validate. Raises `pegashm.errors.FormatError` when check_header says no.
+
+        `writable=False` maps all read-only (tools); `arena_fds` may be empty to map control only.
+        """
+
+    def close(self) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def writable(self) -> bool: ...
+    @property
+    def header(self) -> dict[str, Any]: ...
+    @property
+    def payload_address(self) -> int:
+        """Address of payload offset 0 in this process (0 when the arenas are not mapped)."""
+    @property
+    def payload_bytes(self) -> int: ...
+    def payload(self, offset: int, nbytes: int) -> memoryview:
+        """A view of payload bytes (read-only on a read-only mapping). ValueError outside the arenas."""
+    # -- supervisor side ---------------------------------------------------------------------
+    def set_segments_ready(self, count: int) -> None:
+        """Let claims use segments [0, count): they are populated. Only ever grows."""
+    def set_supervisor(self, pid: int, started_at_ns: int) -> None: ...
+    def populate(self, offset: int, nbytes: int) -> int:
+        """MADV_POPULATE_WRITE over payload bytes, GIL released; 0 or an errno."""
+    def lock(self, offset: int, nbytes: int) -> int:
+        """mlock over payload bytes, GIL released; 0 or an errno."""
+    def bind(self, offset: int, nbytes: int, numa_node: int) -> int:
+        """mbind(MPOL_BIND) payload bytes to a NUMA node; 0 or an errno."""
+    def huge(self, offset: int, nbytes: int) -> int:
+        """madvise(MADV_HUGEPAGE); 0 or an errno (a hint: ignore failures)."""
+    # -- registration: the caller holds the kernel lock that FORMAT.md names -------------------
+    def register_namespace(
+        self,
+        fingerprint: bytes,
+        *,
+        label: str,
+        reserved_bytes: int = 0,
+        maximum_bytes: int = 0,
+        now_ns: int,
+        in_use: Sequence[int] = (),
+    ) -> int:
+        """Find or create a namespace (32-byte digest); its id, 0 when the table is full.
+
+        `maximum_bytes` 0: no limit. `in_use`: ids that live clients use, never recycled.
+        """
+    def attach_client(
+        self,
+        slot: int,
+        *,
+        pid: int,
+        started_at: int,
+        now_ns: int,
+        namespace_id: int,
+        mode: int,
+        engine_id: bytes,
+        label: str,
+    ) -> int:
+        """Write a client slot and mark it attached; returns its incarnation."""
+    def set_client_namespace(self, slot: int, namespace_id: int) -> None:
+        """Record in a client's own slot which namespace it is in now."""
+    def client_incarnation(self, slot: int) -> int:
+        """Incarnation of an attached slot, 0 when the slot is free."""
+    def reap_client(self, slot: int) -> dict[str, int]:
+        """Undo all that a client left and free its slot; what was done: claims, evictions, pins, segments."""
+    def repair(self) -> dict[str, int]:
+        """Rebuild hints from the records (free bitmap, namespace bytes, missing touches). Idempotent."""
+    # -- reading, by any process; snapshots, consistent per record ------------------------------
+    def clients(self) -> list[dict[str, Any]]:
+        """Attached slots: slot, incarnation, pid, started_at, attached_at_ns, namespace_id, mode, engine_id, label."""
+    def namespaces(self) -> list[dict[str, Any]]:
+        """Live namespaces: id, fingerprint, label, reserved/maximum/resident_bytes, created_at_ns, blocks."""
+    def segments(self) -> list[dict[str, Any]]:
+        """Segments: index, state, owner, stride_bytes, blocks, free, claimed, ready, evicting."""
+    def blocks(self) -> NDArray[Any]:
+        """Structured array of all records that are not FREE.
+
+        Fields: record u4, state u1 (1 claimed 2 ready 3 evicting), owner u2, generation u8, key (32 bytes),
+        key_bytes u1, group u2, namespace_id u4, payload_offset u8, payload_bytes u8, pins u8[2], touched u8,
+        claimed_at_ns u8, published_at_ns u8, parts_done u4, parts_failed u4.
+        """
+    def tally(self) -> dict[str, int]:
+        """Records by state: free, claimed, ready, evicting, damaged; and `record_count`, `capacity`."""
+    def counters(self) -> list[dict[str, Any]]:
+        """Counters: key, type ("counter" | "gauge"), label, value."""
+    def journal(self, after: int, limit: int = 1024) -> tuple[int, list[dict[str, Any]]]:
+        """Events with sequence > after: (last sequence seen, [{sequence, event, namespace_id, group, key, handle}]).
+
+        Events overwritten before they were read are skipped: a gap in `sequence` shows it.
+        """
+
+class Client:
+    """One attached slot's view of the index. Thread-safe; every call is bounded and never waits."""
+
+    def __init__(self, region: Region, slot: int, incarnation: int) -> None: ...
+    @property
+    def slot(self) -> int: ...
+    def find(
+        self, keys: Sequence[bytes], namespace_id: int, *, pin: bool = False
+    ) -> tuple[Handles, Outcomes]:
+        """Handles of READY blocks (0 where not OK) and OK | MISSING | PENDING. `pin`: hold each found."""
+    def find_prefix(
+        self, keys: Sequence[bytes], namespace_id: int, *, pin: bool = False
+    ) -> tuple[Handles, Outcomes]:
+        """As find(), but stops after the first key that is not OK (arrays are cut there, it included)."""
+    def pin(self, handles: Handles) -> Outcomes: ...
+    def unpin(self, handles: Handles) -> None:
+        """Drop one pin on each; pins nest and the last one clears the bit. 0 is skipped."""
+    def locate(self, handles: Handles) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """(payload offsets, payload bytes) of blocks this client has pinned or claimed; 0, 0 where it is over."""
+    def claim(
+        self, keys: Sequence[bytes], namespace_id: int, payload_bytes: int
+    ) -> tuple[Handles, Outcomes]:
+        """Take a block for each key, evicting as needed: OK | EXISTS | PENDING | NO_SPACE | QUOTA | ..."""
+    def publish(self, handles: Handles, parts_expected: int = 0) -> Outcomes:
+        """CLAIMED -> READY: OK | INCOMPLETE (a part failed: claim dropped) | PENDING (a writer has not
+        reported: claim kept) | MISSING. 0 parts expected: do not check."""
+    def abandon(self, handles: Handles) -> None:
+        """Give claims back. Only when nobody writes to them any more."""
+    def touch(self, handles: Handles) -> None:
+        """Mark as used now, in one batch: later entries count as more recent (pass tail to head)."""
+    def evict(self, handles: Handles) -> Outcomes:
+        """Evict these: OK | PINNED | MISSING."""
+    def evict_lru(self, payload_bytes: int, count: int) -> int:
+        """Evict up to `count` least recently used blocks of this size class; returns how many."""
+    def count(self, counter: str, amount: int = 1) -> None:
+        """Add to a counter by its key."""
+
+class Copier:
+    """Copies byte runs with a fixed set of threads, GIL released; usable without any region."""
+
+    def __init__(self, threads: int = 1) -> None: ...
+    def copy(
+        self,
+        destinations: NDArray[np.uint64],
+        sources: NDArray[np.uint64],
+        sizes: NDArray[np.uint64],
+        *,
+        method: str = "auto",
+    ) -> int:
+        """Copy run i from address sources[i] to destinations[i]; total bytes. The caller vouches for addresses.
+
+        `method`: "auto" (best measured per size), "memcpy", "streaming", "rep_movsb" (x86 only).
+        """
+    def close(self) -> None: ...
+    @staticmethod
+    def methods() -> list[str]: ...
+
+# Worker side (a process that copies for a client but owns no slot): see FORMAT.md, "Parts".
+def generations_hold(region: Region, handles: Handles) -> NDArray[np.bool_]:
+    """Whether each handle's record is still in the same life (READY or CLAIMED of that generation)."""
+
+def part_done(region: Region, handles: Handles, ok: bool) -> None:
+    """Record that one writer finished its part of each claimed block (or failed to)."""
+
+def parts_total(region: Region, handles: Handles) -> NDArray[np.uint32]:
+    """Parts reported (done + failed) for each handle; 0 where its life is over."""

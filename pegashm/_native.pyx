@@ -1,0 +1,1099 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, binding=True, embedsignature=True
+# distutils: language=c++
+"""The thin layer between Python and `_core`: converts, releases the GIL, and turns a status into an exception.
+
+Decides nothing. The types and the contract of every name are in `_native.pyi`; the bytes in
+`_core/FORMAT.md`. No other module touches a shared word.
+"""
+
+import os
+
+import numpy as np
+
+from pegashm.errors import ArenaNotReadyError, FormatError, ResourceError
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE, PyBytes_FromStringAndSize
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_FillInfo
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+from libcpp cimport bool as cbool
+
+
+cdef extern from "client.hpp" namespace "pegashm" nogil:
+    enum: arena_count_max
+    enum: namespace_count
+    enum: client_count
+    enum: counter_count
+    enum: record_count_max
+    enum: key_words
+    const uint64_t layout_signature
+    const uint16_t format_major
+    const uint16_t format_minor
+
+    cdef cppclass COutcome "pegashm::Outcome":
+        pass
+
+    cdef struct ArenaEntry:
+        uint64_t bytes
+        int32_t numa_node
+        uint32_t path_bytes
+        char path[176]
+
+    cdef struct Header:
+        uint64_t magic
+        uint16_t format_major
+        uint16_t format_minor
+        uint32_t header_bytes
+        uint64_t layout_signature
+        uint8_t region_id[16]
+        uint64_t created_at_ns
+        uint64_t control_bytes
+        uint64_t payload_bytes
+        uint64_t segment_bytes
+        uint64_t block_bytes_min
+        uint32_t segment_count
+        uint32_t records_per_segment
+        uint32_t record_count
+        uint32_t arena_count
+        uint64_t bucket_count
+        uint64_t journal_entry_count
+        uint64_t namespaces_offset
+        uint64_t clients_offset
+        uint64_t counter_labels_offset
+        uint64_t counter_values_offset
+        uint64_t segments_offset
+        uint64_t free_bits_offset
+        uint64_t blocks_offset
+        uint64_t touches_offset
+        uint64_t buckets_offset
+        uint64_t journal_offset
+        uint64_t page_bytes
+        uint64_t segments_ready
+        uint64_t supervisor_pid
+        uint64_t supervisor_started_at_ns
+        uint64_t access_clock
+        uint64_t journal_head
+        uint64_t freed_clock
+        ArenaEntry arenas[16]
+
+    cdef struct NamespaceEntry:
+        uint64_t state
+        uint8_t fingerprint[32]
+        uint64_t reserved_bytes
+        uint64_t maximum_bytes
+        uint64_t resident_bytes
+        uint64_t created_at_ns
+        uint64_t attached_at_ns
+        char label[128]
+
+    cdef struct ClientSlot:
+        uint64_t state
+        uint64_t pid
+        uint64_t started_at
+        uint64_t attached_at_ns
+        uint32_t namespace_id
+        uint32_t mode
+        char engine_id[64]
+        char label[64]
+
+    cdef struct CounterLabel:
+        uint32_t type
+        uint32_t key_bytes
+        char key[56]
+
+    cdef struct CounterValue:
+        uint64_t value
+
+    cdef struct Segment:
+        uint64_t state
+
+    cdef struct Block:
+        uint64_t state
+        uint64_t key[4]
+        uint64_t identity
+        uint64_t payload_offset
+        uint64_t payload_bytes
+        uint64_t pins[2]
+        uint64_t parts
+        uint64_t claimed_at_ns
+        uint64_t published_at_ns
+
+    cdef struct JournalEntry:
+        uint64_t sequence
+        uint64_t what
+        uint64_t handle
+        uint64_t key[4]
+
+    cdef struct Key:
+        uint64_t words[4]
+        uint64_t identity
+
+    cdef struct Geometry:
+        uint64_t segment_bytes
+        uint64_t block_bytes_min
+        uint64_t payload_bytes
+        uint64_t bucket_count
+        uint64_t journal_entry_count
+        uint64_t control_bytes
+        uint32_t segment_count
+        uint32_t records_per_segment
+        uint32_t record_count
+
+    cdef cppclass View:
+        uint8_t* control
+        uint8_t* payload
+        Geometry geometry
+        Header& header()
+        NamespaceEntry& name_space(uint32_t)
+        ClientSlot& client(uint32_t)
+        CounterLabel& counter_label(uint32_t)
+        CounterValue& counter_value(uint32_t)
+        Segment& segment(uint32_t)
+        Block& block(uint32_t)
+        uint64_t& touched(uint32_t)
+        uint32_t first_record(uint32_t)
+        uint32_t segments_ready()
+
+    uint64_t make_identity(uint32_t, uint16_t, uint8_t)
+    cbool plan_geometry(uint64_t, uint64_t, uint64_t, Geometry&)
+    uint64_t load_acquire(const uint64_t&)
+    void store_release(uint64_t&, uint64_t)
+    uint32_t segment_capacity(const Geometry&, uint32_t, uint64_t)
+    uint64_t block_generation(uint64_t)
+    uint32_t block_owner(uint64_t)
+    uint64_t segment_stride(uint64_t)
+    uint32_t segment_owner(uint64_t)
+    cbool client_attached(uint64_t)
+    uint64_t client_incarnation(uint64_t)
+    cbool namespace_live(uint64_t)
+    uint64_t namespace_generation(uint64_t)
+    uint32_t c_namespace_id "pegashm::namespace_id"(uint64_t, uint32_t)
+    uint64_t c_resident_bytes "pegashm::resident_bytes"(const NamespaceEntry&)
+    cbool read_event(const View&, uint64_t, JournalEntry&)
+    cbool life_holds(const View&, uint64_t)
+    void report_part(const View&, uint64_t, cbool)
+    uint32_t parts_reported(const View&, uint64_t)
+    const char* const counter_keys[]
+    void c_count "pegashm::add_relaxed"(uint64_t&, uint64_t)
+
+    cdef cppclass CClient "pegashm::Client":
+        CClient(const View&, uint32_t)
+        cbool valid()
+        uint32_t find(const Key*, uint32_t, cbool, cbool, uint64_t*, COutcome*)
+        void pin(const uint64_t*, uint32_t, COutcome*)
+        void unpin(const uint64_t*, uint32_t)
+        void locate(const uint64_t*, uint32_t, uint64_t*, uint64_t*)
+        void claim(const Key*, uint32_t, uint64_t, uint64_t*, COutcome*)
+        void publish(const uint64_t*, uint32_t, uint32_t, COutcome*)
+        void abandon(const uint64_t*, uint32_t)
+        void touch(const uint64_t*, uint32_t)
+        void evict(const uint64_t*, uint32_t, COutcome*)
+        uint32_t evict_oldest(uint64_t, uint32_t)
+
+cdef extern from "header.hpp" namespace "pegashm" nogil:
+    void write_format "pegashm::format"(const View&)
+    void set_ready(Header&)
+    cdef cppclass HeaderFault:
+        pass
+    HeaderFault judge_header "pegashm::check"(const Header&, uint64_t, Geometry&)
+    void write_header(Header&, const Geometry&)
+
+cdef extern from "registry.hpp" namespace "pegashm" nogil:
+    cdef struct NamespaceRequest:
+        const uint8_t* fingerprint
+        const char* label
+        uint64_t label_bytes
+        uint64_t reserved_bytes
+        uint64_t maximum_bytes
+        uint64_t now_ns
+        const uint32_t* in_use
+        uint64_t in_use_count
+
+    cdef struct ClientRequest:
+        uint64_t pid
+        uint64_t started_at
+        uint64_t now_ns
+        uint32_t namespace_id
+        uint32_t mode
+        const char* engine_id
+        uint64_t engine_id_bytes
+        const char* label
+        uint64_t label_bytes
+
+    uint32_t c_register_namespace "pegashm::register_namespace"(const View&, const NamespaceRequest&)
+    uint64_t c_attach_client "pegashm::attach_client"(const View&, uint32_t, const ClientRequest&)
+
+cdef extern from "repair.hpp" namespace "pegashm" nogil:
+    cdef struct Repaired:
+        uint64_t claims
+        uint64_t evictions
+        uint64_t pins
+        uint64_t segments
+        uint64_t free_bits
+        uint64_t touches
+    Repaired c_reap_client "pegashm::reap_client"(const View&, uint32_t)
+    Repaired rebuild_hints(const View&)
+
+cdef extern from "mapping.hpp" namespace "pegashm" nogil:
+    cdef struct Mapping:
+        uint8_t* address
+        uint64_t bytes
+    int map_one(int, uint64_t, cbool, Mapping&)
+    int map_together(const int*, const uint64_t*, uint32_t, cbool, Mapping&)
+    void unmap(Mapping&)
+    int populate_pages(uint8_t*, uint64_t)
+    int lock_pages(uint8_t*, uint64_t)
+    int advise_huge(uint8_t*, uint64_t)
+    int bind_pages(uint8_t*, uint64_t, uint32_t)
+
+cdef extern from "copy.hpp" namespace "pegashm" nogil:
+    cdef cppclass CopyMethod:
+        pass
+    cdef cppclass CopyBatch:
+        const uint64_t* to
+        const uint64_t* source "from"
+        const uint64_t* bytes
+        uint64_t count
+        CopyMethod method
+    cdef cppclass CCopier "pegashm::Copier":
+        CCopier(uint32_t)
+        uint64_t copy(const CopyBatch&)
+
+
+FORMAT_MAJOR = format_major
+FORMAT_MINOR = format_minor
+LAYOUT_SIGNATURE = layout_signature
+CLIENT_COUNT = client_count
+NAMESPACE_COUNT = namespace_count
+HEADER_BYTES = sizeof(Header)
+
+OK, MISSING, PENDING, EXISTS, NO_SPACE, QUOTA, TOO_LARGE, INDEX_FULL, PINNED, INCOMPLETE = range(10)
+STATUS_NAMES = {
+    OK: "ok", MISSING: "missing", PENDING: "pending", EXISTS: "exists", NO_SPACE: "no_space", QUOTA: "quota",
+    TOO_LARGE: "too_large", INDEX_FULL: "index_full", PINNED: "pinned", INCOMPLETE: "incomplete",
+}
+
+_MAGIC = int.from_bytes(b"PEGASHM1", "little")
+_COPY_METHODS = {"auto": 0, "memcpy": 1, "streaming": 2, "rep_movsb": 3}
+_COUNTER_INDEX = {counter_keys[i].decode(): i for i in range(22)}
+
+BLOCK_FIELDS = np.dtype([
+    ("record", "u4"), ("state", "u1"), ("owner", "u2"), ("generation", "u8"), ("key", "u1", 32),
+    ("key_bytes", "u1"), ("group", "u2"), ("namespace_id", "u4"), ("payload_offset", "u8"),
+    ("payload_bytes", "u8"), ("pins", "u8", 2), ("touched", "u8"), ("claimed_at_ns", "u8"),
+    ("published_at_ns", "u8"), ("parts_done", "u4"), ("parts_failed", "u4"),
+])
+
+
+# -- arguments ---------------------------------------------------------------------------------------
+
+cdef class _Keys:
+    """A sequence of engine keys in the core's form."""
+    cdef Key* keys
+    cdef uint32_t count
+
+    def __cinit__(self, object keys, uint32_t namespace_id):
+        cdef Py_ssize_t i, size, length
+        cdef const uint8_t* data
+        cdef object key
+        keys = keys if isinstance(keys, (list, tuple)) else list(keys)
+        size = len(keys)
+        if size >= 0x7FFFFFFF:
+            raise ValueError(f"a batch holds at most 2^31 keys, got {size}")
+        self.count = <uint32_t>size
+        self.keys = <Key*>malloc((size if size > 0 else 1) * sizeof(Key))
+        if self.keys == NULL:
+            raise MemoryError()
+        memset(self.keys, 0, size * sizeof(Key))
+        for i in range(size):
+            key = keys[i]
+            if not isinstance(key, bytes):
+                raise TypeError(f"a key is bytes (block hash + 4 bytes of group), got {type(key).__name__}")
+            length = PyBytes_GET_SIZE(key) - 4
+            if length < 1 or length > 32:
+                raise ValueError(f"a key has 1 to 32 bytes of hash and 4 of group, got {length + 4} in all")
+            data = <const uint8_t*>PyBytes_AS_STRING(key)
+            if data[length] != 0 or data[length + 1] != 0:
+                raise ValueError("the KV-cache group of a key must be below 65536")
+            memcpy(self.keys[i].words, data, length)
+            self.keys[i].identity = make_identity(
+                namespace_id, <uint16_t>(data[length + 2] << 8 | data[length + 3]), <uint8_t>length)
+
+    def __dealloc__(self):
+        free(self.keys)
+
+
+cdef const uint64_t[::1] _words(object array):
+    return np.ascontiguousarray(array, dtype=np.uint64).reshape(-1)
+
+
+cdef bytes _key_bytes(const uint64_t* words, uint64_t length):
+    return PyBytes_FromStringAndSize(<const char*>words, <Py_ssize_t>min(length, <uint64_t>32))
+
+
+cdef str _text(const char* field, uint64_t size):
+    return (<bytes>field[:size]).split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+# -- formatting and judging a header -----------------------------------------------------------------
+
+cdef Geometry _plan(uint64_t segment_bytes, uint64_t block_bytes_min, uint64_t segment_count) except *:
+    cdef Geometry geometry
+    if not plan_geometry(segment_bytes, block_bytes_min, segment_count, geometry):
+        raise ValueError(
+            f"no such region: segment_bytes={segment_bytes} and block_bytes_min={block_bytes_min} must be "
+            f"multiples of 4096, the second not above the first, and {segment_count} segments of them "
+            f"must not hold more than {record_count_max} blocks: raise block_bytes_min")
+    return geometry
+
+
+def plan_region(*, segment_bytes, block_bytes_min, segments_per_arena):
+    cdef Geometry geometry = _plan(segment_bytes, block_bytes_min, sum(segments_per_arena))
+    return {
+        "segment_count": geometry.segment_count,
+        "records_per_segment": geometry.records_per_segment,
+        "record_count": geometry.record_count,
+        "bucket_count": geometry.bucket_count,
+        "journal_entry_count": geometry.journal_entry_count,
+        "control_bytes": geometry.control_bytes,
+        "payload_bytes": geometry.payload_bytes,
+    }
+
+
+def format_region(control, *, bytes region_id, segment_bytes, block_bytes_min, segments_per_arena,
+                  arena_paths, numa_nodes, page_bytes, created_at_ns):
+    cdef uint8_t[::1] bytes_ = control
+    cdef View view
+    cdef Header* header
+    cdef bytes path
+    cdef int i
+    view.geometry = _plan(segment_bytes, block_bytes_min, sum(segments_per_arena))
+    if <uint64_t>bytes_.shape[0] < view.geometry.control_bytes:
+        raise ValueError(f"control region of {bytes_.shape[0]} bytes, {view.geometry.control_bytes} needed")
+    if len(region_id) != 16:
+        raise ValueError(f"region_id is 16 bytes, got {len(region_id)}")
+    if not 1 <= len(arena_paths) <= arena_count_max or len({len(arena_paths), len(numa_nodes), len(segments_per_arena)}) != 1:
+        raise ValueError(f"1 to {arena_count_max} arenas, each with a path, a node and a number of segments")
+    view.control = &bytes_[0]
+    view.payload = NULL
+    header = &view.header()
+    memcpy(header.region_id, PyBytes_AS_STRING(region_id), 16)
+    header.created_at_ns = created_at_ns
+    header.page_bytes = page_bytes
+    header.arena_count = <uint32_t>len(arena_paths)
+    for i in range(len(arena_paths)):
+        path = os.fsencode(arena_paths[i])
+        if not 1 <= len(path) <= 176:
+            raise ValueError(f"an arena's path has 1 to 176 bytes, got {len(path)}: {path!r}")
+        header.arenas[i].bytes = segments_per_arena[i] * segment_bytes
+        header.arenas[i].numa_node = numa_nodes[i]
+        header.arenas[i].path_bytes = <uint32_t>len(path)
+        memcpy(header.arenas[i].path, PyBytes_AS_STRING(path), len(path))
+    with nogil:
+        write_format(view)
+        set_ready(header[0])
+
+
+cdef tuple _judge(const Header* header, uint64_t file_bytes, Geometry* geometry):
+    cdef HeaderFault fault_ = judge_header(header[0], file_bytes, geometry[0])
+    cdef int fault = <int>(<uint8_t*>&fault_)[0]
+    if fault == 0:
+        return 0, "ready"
+    if fault == 1:
+        return 1, "its creator has not finished, or died before it did"
+    if fault == 2:
+        return 2, f"not a PegaShm control region (magic 0x{header.magic:016x}, expected 0x{_MAGIC:016x})"
+    if fault == 3:
+        return 2, (f"has format {header.format_major}.{header.format_minor}, "
+                   f"this build reads {FORMAT_MAJOR}.x")
+    if fault == 4:
+        return 2, (f"has layout signature 0x{header.layout_signature:016x}, this build's is "
+                   f"0x{LAYOUT_SIGNATURE:016x}: written by a build with other struct sizes")
+    if fault == 5:
+        return 2, f"is truncated: {file_bytes} bytes, its header says {header.control_bytes}"
+    return 2, "has a header that contradicts itself: it is damaged"
+
+
+def check_header(control, file_bytes):
+    cdef const uint8_t[::1] bytes_ = control
+    cdef Geometry geometry
+    if bytes_.shape[0] < <Py_ssize_t>sizeof(Header):
+        return 1, "its creator has not finished, or died before it did"
+    return _judge(<const Header*>&bytes_[0], file_bytes, &geometry)
+
+
+cdef dict _header_dict(const Header* header):
+    cdef int i
+    return {
+        "magic": header.magic,
+        "format_major": header.format_major,
+        "format_minor": header.format_minor,
+        "header_bytes": header.header_bytes,
+        "layout_signature": header.layout_signature,
+        "region_id": (<bytes>(<const char*>header.region_id)[:16]),
+        "created_at_ns": header.created_at_ns,
+        "control_bytes": header.control_bytes,
+        "payload_bytes": header.payload_bytes,
+        "segment_bytes": header.segment_bytes,
+        "block_bytes_min": header.block_bytes_min,
+        "segment_count": header.segment_count,
+        "records_per_segment": header.records_per_segment,
+        "record_count": header.record_count,
+        "arena_count": header.arena_count,
+        "bucket_count": header.bucket_count,
+        "journal_entry_count": header.journal_entry_count,
+        "namespaces_offset": header.namespaces_offset,
+        "clients_offset": header.clients_offset,
+        "counter_labels_offset": header.counter_labels_offset,
+        "counter_values_offset": header.counter_values_offset,
+        "segments_offset": header.segments_offset,
+        "free_bits_offset": header.free_bits_offset,
+        "blocks_offset": header.blocks_offset,
+        "touches_offset": header.touches_offset,
+        "buckets_offset": header.buckets_offset,
+        "journal_offset": header.journal_offset,
+        "page_bytes": header.page_bytes,
+        "segments_ready": load_acquire(header.segments_ready),
+        "supervisor_pid": header.supervisor_pid,
+        "supervisor_started_at_ns": header.supervisor_started_at_ns,
+        "access_clock": load_acquire(header.access_clock),
+        "journal_head": load_acquire(header.journal_head),
+        "freed_clock": load_acquire(header.freed_clock),
+        "arenas": [
+            {
+                "bytes": header.arenas[i].bytes,
+                "numa_node": header.arenas[i].numa_node,
+                "path": os.fsdecode(<bytes>header.arenas[i].path[:min(header.arenas[i].path_bytes, 176)]),
+            }
+            for i in range(min(header.arena_count, arena_count_max))
+        ],
+    }
+
+
+def header_info(control):
+    cdef const uint8_t[::1] bytes_ = control
+    if bytes_.shape[0] < <Py_ssize_t>sizeof(Header):
+        raise FormatError(f"a header has {sizeof(Header)} bytes, only {bytes_.shape[0]} are there")
+    return _header_dict(<const Header*>&bytes_[0])
+
+
+# -- a mapped region ---------------------------------------------------------------------------------
+
+cdef class _PayloadView:
+    """Buffer over payload bytes; keeps the mapping alive."""
+    cdef object owner
+    cdef void* address
+    cdef Py_ssize_t size
+    cdef int readonly
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.address, self.size, self.readonly, flags)
+
+
+cdef class Region:
+    cdef Mapping control_map
+    cdef Mapping payload_map
+    cdef View view
+    cdef readonly bint writable
+    cdef readonly bint closed
+    cdef int users  # clients and payload views that hold addresses: the mapping outlives close() until they go
+
+    def __init__(self, int control_fd, arena_fds, *, bint writable=True):
+        cdef int fds[16]
+        cdef uint64_t sizes[16]
+        cdef uint64_t file_bytes = os.fstat(control_fd).st_size
+        cdef int i, error
+        self.closed = True
+        self.writable = writable
+        if file_bytes < sizeof(Header):
+            raise ArenaNotReadyError("the control region is empty: its creator has not finished")
+        error = map_one(control_fd, file_bytes, writable, self.control_map)
+        if error:
+            raise ResourceError(f"cannot map the control region of {file_bytes} bytes: {os.strerror(error)}")
+        self.closed = False
+        self.view.control = self.control_map.address
+        self.view.payload = NULL
+        verdict, reason = _judge(<const Header*>self.view.control, file_bytes, &self.view.geometry)
+        if verdict != 0:
+            self.close()
+            raise (ArenaNotReadyError if verdict == 1 else FormatError)(f"the control region {reason}")
+        if not arena_fds:
+            return
+        try:
+            self._check_arenas(arena_fds, sizes)
+        except BaseException:
+            self.close()
+            raise
+        for i in range(len(arena_fds)):
+            fds[i] = arena_fds[i]
+        error = map_together(fds, sizes, <uint32_t>len(arena_fds), writable, self.payload_map)
+        if error:
+            self.close()
+            raise ResourceError(f"cannot map the payload arenas: {os.strerror(error)}")
+        self.view.payload = self.payload_map.address
+
+    cdef _check_arenas(self, object arena_fds, uint64_t* sizes):
+        cdef Header* header = &self.view.header()
+        cdef uint64_t total = 0
+        if len(arena_fds) != header.arena_count or len(arena_fds) > arena_count_max:
+            raise FormatError(f"the region has {header.arena_count} arenas, {len(arena_fds)} were opened")
+        for i, fd in enumerate(arena_fds):
+            sizes[<int>i] = header.arenas[<int>i].bytes
+            total += sizes[<int>i]
+            if <uint64_t>os.fstat(fd).st_size < sizes[<int>i]:
+                raise FormatError(f"arena {i} has {os.fstat(fd).st_size} bytes, the header says {sizes[<int>i]}")
+        if total != self.view.geometry.payload_bytes:
+            raise FormatError("the arenas' sizes in the header changed while it was read")
+
+    def close(self):
+        self.closed = True
+        if self.users == 0:
+            self._unmap()
+
+    cdef _unmap(self):
+        unmap(self.control_map)
+        unmap(self.payload_map)
+        self.view.control = NULL
+        self.view.payload = NULL
+
+    def __dealloc__(self):
+        unmap(self.control_map)
+        unmap(self.payload_map)
+
+    cdef View* mapped(self) except NULL:
+        if self.closed:
+            raise ValueError("the region is closed")
+        return &self.view
+
+    cdef View* mapped_writable(self) except NULL:
+        if not self.writable:
+            raise ValueError("the region is mapped read-only")
+        return self.mapped()
+
+    @property
+    def header(self):
+        return _header_dict(&self.mapped().header())
+
+    @property
+    def payload_address(self):
+        return <uintptr_t>self.mapped().payload
+
+    @property
+    def payload_bytes(self):
+        return self.mapped().geometry.payload_bytes
+
+    cdef uint8_t* payload_at(self, uint64_t offset, uint64_t nbytes) except NULL:
+        cdef View* view = self.mapped()
+        cdef uint64_t total = view.geometry.payload_bytes
+        if view.payload == NULL:
+            raise ValueError("the arenas are not mapped")
+        if nbytes > total or offset > total - nbytes:
+            raise ValueError(f"{nbytes} bytes at {offset} lie outside the arenas of {total} bytes")
+        return view.payload + offset
+
+    def payload(self, uint64_t offset, uint64_t nbytes):
+        cdef _PayloadView out = _PayloadView()
+        out.address = self.payload_at(offset, nbytes)
+        out.size = <Py_ssize_t>nbytes
+        out.readonly = not self.writable
+        out.owner = _MappingUser(self)
+        return memoryview(out)
+
+    # supervisor side
+
+    def set_segments_ready(self, uint64_t count):
+        cdef View* view = self.mapped_writable()
+        if count > view.geometry.segment_count:
+            raise ValueError(f"{count} segments ready of {view.geometry.segment_count}")
+        if count > load_acquire(view.header().segments_ready):
+            store_release(view.header().segments_ready, count)
+
+    def set_supervisor(self, uint64_t pid, uint64_t started_at_ns):
+        cdef View* view = self.mapped_writable()
+        store_release(view.header().supervisor_pid, pid)
+        store_release(view.header().supervisor_started_at_ns, started_at_ns)
+
+    def populate(self, uint64_t offset, uint64_t nbytes):
+        cdef uint8_t* address = self.payload_at(offset, nbytes)
+        cdef int error
+        cdef object keep = _MappingUser(self)
+        with nogil:
+            error = populate_pages(address, nbytes)
+        return error
+
+    def lock(self, uint64_t offset, uint64_t nbytes):
+        cdef uint8_t* address = self.payload_at(offset, nbytes)
+        cdef int error
+        cdef object keep = _MappingUser(self)
+        with nogil:
+            error = lock_pages(address, nbytes)
+        return error
+
+    def bind(self, uint64_t offset, uint64_t nbytes, uint32_t numa_node):
+        return bind_pages(self.payload_at(offset, nbytes), nbytes, numa_node)
+
+    def huge(self, uint64_t offset, uint64_t nbytes):
+        return advise_huge(self.payload_at(offset, nbytes), nbytes)
+
+    # registration
+
+    def register_namespace(self, bytes fingerprint, *, str label, reserved_bytes=0, maximum_bytes=0,
+                           now_ns, in_use=()):
+        cdef NamespaceRequest request
+        cdef bytes label_ = label.encode()
+        cdef uint32_t ids[128]
+        cdef int i
+        if len(fingerprint) != 32:
+            raise ValueError(f"a fingerprint is 32 bytes, got {len(fingerprint)}")
+        for i in range(min(len(in_use), 128)):
+            ids[i] = in_use[i]
+        request.fingerprint = <const uint8_t*>PyBytes_AS_STRING(fingerprint)
+        request.label = label_
+        request.label_bytes = len(label_)
+        request.reserved_bytes = reserved_bytes
+        request.maximum_bytes = maximum_bytes
+        request.now_ns = now_ns
+        request.in_use = ids
+        request.in_use_count = min(len(in_use), 128)
+        return c_register_namespace(self.mapped_writable()[0], request)
+
+    def attach_client(self, uint32_t slot, *, pid, started_at, now_ns, namespace_id, mode,
+                      bytes engine_id, str label):
+        cdef ClientRequest request
+        cdef bytes label_ = label.encode()
+        if slot >= client_count:
+            raise ValueError(f"client slots are 0 to {client_count - 1}, got {slot}")
+        request.pid = pid
+        request.started_at = started_at
+        request.now_ns = now_ns
+        request.namespace_id = namespace_id
+        request.mode = mode
+        request.engine_id = engine_id
+        request.engine_id_bytes = len(engine_id)
+        request.label = label_
+        request.label_bytes = len(label_)
+        return c_attach_client(self.mapped_writable()[0], slot, request)
+
+    def set_client_namespace(self, uint32_t slot, uint32_t namespace_id):
+        if slot >= client_count:
+            raise ValueError(f"client slots are 0 to {client_count - 1}, got {slot}")
+        self.mapped_writable().client(slot).namespace_id = namespace_id
+
+    def client_incarnation(self, uint32_t slot):
+        cdef uint64_t state
+        if slot >= client_count:
+            return 0
+        state = load_acquire(self.mapped().client(slot).state)
+        return client_incarnation(state) if client_attached(state) else 0
+
+    def reap_client(self, uint32_t slot):
+        cdef View* view = self.mapped_writable()
+        cdef Repaired done
+        cdef object keep = _MappingUser(self)
+        if slot >= client_count:
+            raise ValueError(f"client slots are 0 to {client_count - 1}, got {slot}")
+        with nogil:
+            done = c_reap_client(view[0], slot)
+        return {"claims": done.claims, "evictions": done.evictions, "pins": done.pins,
+                "segments": done.segments}
+
+    def repair(self):
+        cdef View* view = self.mapped_writable()
+        cdef Repaired done
+        cdef object keep = _MappingUser(self)
+        with nogil:
+            done = rebuild_hints(view[0])
+        return {"free_bits": done.free_bits, "touches": done.touches}
+
+    # reading
+
+    def clients(self):
+        cdef View* view = self.mapped()
+        cdef ClientSlot* client
+        cdef uint64_t state
+        cdef uint32_t slot
+        found = []
+        for slot in range(client_count):
+            client = &view.client(slot)
+            state = load_acquire(client.state)
+            if not client_attached(state):
+                continue
+            found.append({
+                "slot": slot,
+                "incarnation": client_incarnation(state),
+                "pid": client.pid,
+                "started_at": client.started_at,
+                "attached_at_ns": client.attached_at_ns,
+                "namespace_id": client.namespace_id,
+                "mode": client.mode,
+                "engine_id": _text(client.engine_id, 64),
+                "label": _text(client.label, 64),
+            })
+        return found
+
+    def namespaces(self):
+        cdef View* view = self.mapped()
+        cdef NamespaceEntry* entry
+        cdef uint64_t state
+        cdef uint32_t slot
+        blocks = self.blocks()
+        ids, counts = np.unique(blocks["namespace_id"], return_counts=True)
+        per_id = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+        found = []
+        for slot in range(namespace_count):
+            entry = &view.name_space(slot)
+            state = load_acquire(entry.state)
+            if not namespace_live(state):
+                continue
+            id_ = c_namespace_id(namespace_generation(state), slot)
+            found.append({
+                "id": id_,
+                "fingerprint": <bytes>(<char*>entry.fingerprint)[:32],
+                "label": _text(entry.label, 128),
+                "reserved_bytes": entry.reserved_bytes,
+                "maximum_bytes": entry.maximum_bytes,
+                "resident_bytes": c_resident_bytes(entry[0]),
+                "created_at_ns": entry.created_at_ns,
+                "attached_at_ns": entry.attached_at_ns,
+                "blocks": per_id.get(id_, 0),
+            })
+        return found
+
+    def segments(self):
+        cdef View* view = self.mapped()
+        cdef uint64_t state, stride
+        cdef uint32_t index, i, capacity, first
+        cdef int tallies[4]
+        found = []
+        for index in range(view.geometry.segment_count):
+            state = load_acquire(view.segment(index).state)
+            stride = segment_stride(state)
+            capacity = segment_capacity(view.geometry, index, stride) if stride else 0
+            first = view.first_record(index)
+            memset(tallies, 0, sizeof(tallies))
+            for i in range(capacity):
+                tallies[load_acquire(view.block(first + i).state) & 3] += 1
+            found.append({
+                "index": index,
+                "state": ("unassigned", "assigned", "changing", "damaged")[min(state & 0xFF, <uint64_t>3)],
+                "owner": segment_owner(state),
+                "stride_bytes": stride,
+                "blocks": capacity,
+                "free": tallies[0],
+                "claimed": tallies[1],
+                "ready": tallies[2],
+                "evicting": tallies[3],
+            })
+        return found
+
+    def blocks(self):
+        cdef View* view = self.mapped()
+        cdef uint32_t record, count = 0, size = view.geometry.record_count
+        cdef Block* block
+        cdef uint64_t state
+        for record in range(size):
+            count += (load_acquire(view.block(record).state) & 0xFF) != 0
+        out = np.zeros(count, dtype=BLOCK_FIELDS)
+        rows = []
+        for record in range(size):
+            if len(rows) == <Py_ssize_t>count:
+                break
+            block = &view.block(record)
+            state = load_acquire(block.state)
+            if (state & 0xFF) == 0:
+                continue
+            rows.append((
+                record, state & 0xFF, block_owner(state), block_generation(state),
+                np.frombuffer(<bytes>(<char*>block.key)[:32], dtype=np.uint8),
+                block.identity >> 48 & 0xFF, block.identity >> 32 & 0xFFFF, block.identity & 0xFFFFFFFF,
+                block.payload_offset, block.payload_bytes, (block.pins[0], block.pins[1]),
+                load_acquire(view.touched(record)), block.claimed_at_ns, block.published_at_ns,
+                block.parts & 0xFFFFFFFF, block.parts >> 32,
+            ))
+        out = out[:len(rows)]
+        if rows:
+            out[:] = rows
+        return out
+
+    def tally(self):
+        cdef View* view = self.mapped()
+        cdef uint64_t state
+        cdef uint32_t record, index
+        cdef uint64_t tallies[5]
+        cdef uint64_t capacity = 0
+        memset(tallies, 0, sizeof(tallies))
+        for record in range(view.geometry.record_count):
+            state = load_acquire(view.block(record).state) & 0xFF
+            tallies[state if state < 4 else 4] += 1
+        for index in range(view.geometry.segment_count):
+            state = load_acquire(view.segment(index).state)
+            if (state & 0xFF) in (1, 2) and segment_stride(state):
+                capacity += segment_capacity(view.geometry, index, segment_stride(state))
+        return {"free": tallies[0], "claimed": tallies[1], "ready": tallies[2], "evicting": tallies[3],
+                "damaged": tallies[4], "record_count": view.geometry.record_count, "capacity": capacity}
+
+    def counters(self):
+        cdef View* view = self.mapped()
+        cdef CounterLabel* label
+        cdef uint32_t index
+        found = []
+        for index in range(counter_count):
+            label = &view.counter_label(index)
+            if label.type not in (1, 2):
+                continue
+            key = _text(label.key, min(label.key_bytes, 56))
+            found.append({"key": key, "type": "counter" if label.type == 1 else "gauge",
+                          "label": key.replace("_", " "),
+                          "value": load_acquire(view.counter_value(index).value)})
+        return found
+
+    def journal(self, uint64_t after, limit=1024):
+        cdef View* view = self.mapped()
+        cdef JournalEntry entry
+        cdef uint64_t head = load_acquire(view.header().journal_head)
+        cdef uint64_t size = view.geometry.journal_entry_count
+        cdef uint64_t sequence = after
+        found = []
+        if head > size and sequence < head - size:
+            sequence = head - size
+        while sequence < head and len(found) < limit:
+            sequence += 1
+            if not read_event(view[0], sequence, entry):
+                continue
+            found.append({
+                "sequence": sequence,
+                "event": {1: "publish", 2: "evict"}.get(entry.what & 0xFF, "unknown"),
+                "namespace_id": entry.what >> 32,
+                "group": entry.what >> 16 & 0xFFFF,
+                "key": _key_bytes(entry.key, entry.what >> 8 & 0xFF),
+                "handle": entry.handle,
+            })
+        return sequence, found
+
+
+cdef class _MappingUser:
+    """Holds a region mapped while somebody else's address points into it."""
+    cdef Region region
+
+    def __cinit__(self, Region region):
+        self.region = region
+        region.users += 1
+
+    def __dealloc__(self):
+        self.region.users -= 1
+        if self.region.users == 0 and self.region.closed:
+            self.region._unmap()
+
+
+# -- an attached client ------------------------------------------------------------------------------
+
+cdef class Client:
+    cdef CClient* core
+    cdef Region region
+    cdef object user
+    cdef readonly uint32_t slot
+    cdef readonly uint64_t incarnation
+
+    def __cinit__(self, Region region, uint32_t slot, uint64_t incarnation):
+        if slot >= client_count:
+            raise ValueError(f"client slots are 0 to {client_count - 1}, got {slot}")
+        self.region = region
+        self.core = new CClient(region.mapped_writable()[0], slot)
+        if not self.core.valid():
+            raise MemoryError("no memory for the private pin counts")
+        self.user = _MappingUser(region)
+        self.slot = slot
+        self.incarnation = incarnation
+
+    def __dealloc__(self):
+        del self.core
+
+    cdef _find(self, object keys, uint32_t namespace_id, cbool pin, cbool prefix):
+        cdef _Keys batch = _Keys(keys, namespace_id)
+        handles = np.zeros(batch.count, dtype=np.uint64)
+        outcomes = np.zeros(batch.count, dtype=np.uint8)
+        cdef uint64_t[::1] handles_ = handles
+        cdef uint8_t[::1] outcomes_ = outcomes
+        cdef uint32_t judged = 0
+        self.region.mapped()
+        if batch.count:
+            with nogil:
+                judged = self.core.find(batch.keys, batch.count, pin, prefix, &handles_[0],
+                                        <COutcome*>&outcomes_[0])
+        return (handles, outcomes) if judged == batch.count else (handles[:judged], outcomes[:judged])
+
+    def find(self, keys, uint32_t namespace_id, *, bint pin=False):
+        return self._find(keys, namespace_id, pin, False)
+
+    def find_prefix(self, keys, uint32_t namespace_id, *, bint pin=False):
+        return self._find(keys, namespace_id, pin, True)
+
+    def pin(self, handles):
+        cdef const uint64_t[::1] handles_ = _words(handles)
+        cdef uint32_t count = <uint32_t>handles_.shape[0]
+        outcomes = np.zeros(count, dtype=np.uint8)
+        cdef uint8_t[::1] outcomes_ = outcomes
+        self.region.mapped()
+        if count:
+            with nogil:
+                self.core.pin(&handles_[0], count, <COutcome*>&outcomes_[0])
+        return outcomes
+
+    def unpin(self, handles):
+        cdef const uint64_t[::1] handles_ = _words(handles)
+        self.region.mapped()
+        if handles_.shape[0]:
+            with nogil:
+                self.core.unpin(&handles_[0], <uint32_t>handles_.shape[0])
+
+    def locate(self, handles):
+        cdef const uint64_t[::1] handles_ = _words(handles)
+        cdef uint32_t count = <uint32_t>handles_.shape[0]
+        offsets = np.zeros(count, dtype=np.uint64)
+        sizes = np.zeros(count, dtype=np.uint64)
+        cdef uint64_t[::1] offsets_ = offsets
+        cdef uint64_t[::1] sizes_ = sizes
+        self.region.mapped()
+        if count:
+            with nogil:
+                self.core.locate(&handles_[0], count, &offsets_[0], &sizes_[0])
+        return offsets, sizes
+
+    def claim(self, keys, uint32_t namespace_id, uint64_t payload_bytes):
+        cdef _Keys batch = _Keys(keys, namespace_id)
+        handles = np.zeros(batch.count, dtype=np.uint64)
+        outcomes = np.zeros(batch.count, dtype=np.uint8)
+        cdef uint64_t[::1] handles_ = handles
+        cdef uint8_t[::1] outcomes_ = outcomes
+        self.region.mapped()
+        if batch.count:
+            with nogil:
+                self.core.claim(batch.keys, batch.count, payload_bytes, &handles_[0],
+                                <COutcome*>&outcomes_[0])
+        return handles, outcomes
+
+    def publish(self, handles, uint32_t parts_expected=0):
+        cdef const uint64_t[::1] handles_ = _words(handles)
+        cdef uint32_t count = <uint32_t>handles_.shape[0]
+        outcomes = np.zeros(count, dtype=np.uint8)
+        cdef uint8_t[::1] outcomes_ = outcomes
+        self.region.mapped()
+        if count:
+            with nogil:
+                self.core.publish(&handles_[0], count, parts_expected, <COutcome*>&outcomes_[0])
+        return outcomes
+
+    def abandon(self, handles):
+        cdef const uint64_t[::1] handles_ = _words(handles)
+        self.region.mapped()
+        if handles_.shape[0]:
+            with nogil:
+                self.core.abandon(&handles_[0], <uint32_t>handles_.shape[0])
+
+    def touch(self, handles):
+        cdef const uint64_t[::1] handles_ = _words(handles)
+        self.region.mapped()
+        if handles_.shape[0]:
+            with nogil:
+                self.core.touch(&handles_[0], <uint32_t>handles_.shape[0])
+
+    def evict(self, handles):
+        cdef const uint64_t[::1] handles_ = _words(handles)
+        cdef uint32_t count = <uint32_t>handles_.shape[0]
+        outcomes = np.zeros(count, dtype=np.uint8)
+        cdef uint8_t[::1] outcomes_ = outcomes
+        self.region.mapped()
+        if count:
+            with nogil:
+                self.core.evict(&handles_[0], count, <COutcome*>&outcomes_[0])
+        return outcomes
+
+    def evict_lru(self, uint64_t payload_bytes, uint32_t count):
+        cdef uint32_t evicted
+        self.region.mapped()
+        with nogil:
+            evicted = self.core.evict_oldest(payload_bytes, count)
+        return evicted
+
+    def count(self, str counter, uint64_t amount=1):
+        c_count(self.region.mapped().counter_value(_COUNTER_INDEX[counter]).value, amount)
+
+
+# -- copying -----------------------------------------------------------------------------------------
+
+cdef class Copier:
+    cdef CCopier* core
+
+    def __cinit__(self, uint32_t threads=1):
+        self.core = new CCopier(threads)
+
+    def __dealloc__(self):
+        del self.core
+
+    def close(self):
+        cdef CCopier* core = self.core
+        self.core = NULL
+        with nogil:
+            del core
+
+    def copy(self, destinations, sources, sizes, *, str method="auto"):
+        cdef const uint64_t[::1] to = _words(destinations)
+        cdef const uint64_t[::1] source = _words(sources)
+        cdef const uint64_t[::1] nbytes = _words(sizes)
+        cdef CopyBatch batch
+        cdef uint8_t code
+        cdef uint64_t total
+        if self.core == NULL:
+            raise ValueError("the copier is closed")
+        if to.shape[0] != source.shape[0] or to.shape[0] != nbytes.shape[0]:
+            raise ValueError(f"{to.shape[0]} destinations, {source.shape[0]} sources, {nbytes.shape[0]} sizes")
+        if method not in _COPY_METHODS:
+            raise ValueError(f"method must be one of {', '.join(_COPY_METHODS)}, got {method!r}")
+        if to.shape[0] == 0:
+            return 0
+        code = _COPY_METHODS[method]
+        batch.to = &to[0]
+        batch.source = &source[0]
+        batch.bytes = &nbytes[0]
+        batch.count = to.shape[0]
+        memcpy(&batch.method, &code, 1)
+        with nogil:
+            total = self.core.copy(batch)
+        return total
+
+    @staticmethod
+    def methods():
+        return list(_COPY_METHODS)
+
+
+# -- what a process that copies for a client reports -----------------------------------------------------
+
+def generations_hold(Region region, handles):
+    cdef const uint64_t[::1] handles_ = _words(handles)
+    cdef View* view = region.mapped()
+    cdef Py_ssize_t i
+    out = np.zeros(handles_.shape[0], dtype=np.bool_)
+    cdef uint8_t[::1] out_ = out.view(np.uint8)
+    for i in range(handles_.shape[0]):
+        out_[i] = life_holds(view[0], handles_[i])
+    return out
+
+
+def part_done(Region region, handles, bint ok):
+    cdef const uint64_t[::1] handles_ = _words(handles)
+    cdef View* view = region.mapped_writable()
+    cdef Py_ssize_t i
+    for i in range(handles_.shape[0]):
+        report_part(view[0], handles_[i], ok)
+
+
+def parts_total(Region region, handles):
+    cdef const uint64_t[::1] handles_ = _words(handles)
+    cdef View* view = region.mapped()
+    cdef Py_ssize_t i
+    out = np.zeros(handles_.shape[0], dtype=np.uint32)
+    cdef uint32_t[::1] out_ = out
+    for i in range(handles_.shape[0]):
+        out_[i] = parts_reported(view[0], handles_[i])
+    return out

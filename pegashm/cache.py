@@ -1,0 +1,292 @@
+"""How does a process use the cache? Attach as an index owner, or copy for one.
+
+`Cache` is an attached client: one of 128 slots, one namespace at a time, batched calls that never wait.
+`Copyist` is a process that only moves bytes for such a client (an engine's worker): it holds no slot,
+but a kernel lock that keeps the owner's claims and pins from being reaped while it may still write.
+Used by the connector, the benches and the tests. What the batched calls answer is in `_native.pyi`.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from enum import IntEnum
+from types import TracebackType
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pegashm import _native
+from pegashm.arena import Arena, open_arena
+from pegashm.errors import ArenaBusyError, ClientsFullError, NamespacesFullError
+from pegashm.keys import Namespace
+from pegashm.liveness import (
+    REGISTRY_BYTE,
+    copiers_byte,
+    owner_byte,
+    try_lock,
+    unlock,
+)
+from pegashm.reaper import reap_dead_clients
+
+__all__ = ["Cache", "Copyist", "Mode"]
+
+_REGISTRY_WAIT_S: Final = 2.0
+_REGISTRY_POLL_S: Final = 0.001
+
+_Handles = NDArray[np.uint64]
+_Outcomes = NDArray[np.uint8]
+
+
+class Mode(IntEnum):
+    """What an engine does with the cache; recorded in its slot for tools to show."""
+
+    READ_WRITE = 0
+    SAVE_ONLY = 1
+    LOAD_ONLY = 2
+
+
+class Cache:
+    """An attached client of one arena. Thread-safe; close it before the arena's name is purged."""
+
+    def __init__(self, arena: Arena, slot: int, incarnation: int, namespace_id: int) -> None:
+        """Use `attach`; this only puts together what it found."""
+        self.arena = arena
+        self.slot = slot
+        self.incarnation = incarnation
+        self.namespace_id = namespace_id
+        self.client = _native.Client(arena.region, slot, incarnation)
+        self.region_id: bytes = arena.region.header["region_id"]
+
+    @classmethod
+    def attach(
+        cls,
+        name: str,
+        *,
+        namespace: Namespace,
+        engine_id: bytes = b"",
+        label: str = "",
+        mode: Mode = Mode.READ_WRITE,
+    ) -> "Cache":
+        """Open the arena, register the namespace and take a client slot.
+
+        Raises ArenaMissingError, ArenaNotReadyError, FormatError, ResourceError, ArenaBusyError (another
+        process has been registering for seconds), ClientsFullError or NamespacesFullError.
+        """
+        arena = open_arena(name)
+        try:
+            _lock_registry(arena)
+            try:
+                namespace_id = _register(arena, namespace)
+                slot = _take_slot(arena)
+                incarnation = arena.region.attach_client(
+                    slot,
+                    pid=os.getpid(),
+                    started_at=_process_started_at(),
+                    now_ns=time.time_ns(),
+                    namespace_id=namespace_id,
+                    mode=mode,
+                    engine_id=engine_id,
+                    label=label,
+                )
+            finally:
+                unlock(arena.control_fd, REGISTRY_BYTE)
+            return cls(arena, slot, incarnation, namespace_id)
+        except BaseException:
+            arena.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        return self.arena.name
+
+    @property
+    def region(self) -> _native.Region:
+        return self.arena.region
+
+    def enter(self, namespace: Namespace) -> None:
+        """Move to another namespace (an engine whose weights changed); claims and pins stay valid."""
+        _lock_registry(self.arena)
+        try:
+            self.namespace_id = _register(self.arena, namespace)
+            self.region.set_client_namespace(self.slot, self.namespace_id)
+        finally:
+            unlock(self.arena.control_fd, REGISTRY_BYTE)
+
+    def find(self, keys: Sequence[bytes], *, pin: bool = False) -> tuple[_Handles, _Outcomes]:
+        return self.client.find(keys, self.namespace_id, pin=pin)
+
+    def find_prefix(self, keys: Sequence[bytes], *, pin: bool = False) -> tuple[_Handles, _Outcomes]:
+        return self.client.find_prefix(keys, self.namespace_id, pin=pin)
+
+    def claim(self, keys: Sequence[bytes], payload_bytes: int) -> tuple[_Handles, _Outcomes]:
+        return self.client.claim(keys, self.namespace_id, payload_bytes)
+
+    def publish(self, handles: _Handles, parts_expected: int = 0) -> _Outcomes:
+        return self.client.publish(handles, parts_expected)
+
+    def abandon(self, handles: _Handles) -> None:
+        self.client.abandon(handles)
+
+    def pin(self, handles: _Handles) -> _Outcomes:
+        return self.client.pin(handles)
+
+    def unpin(self, handles: _Handles) -> None:
+        self.client.unpin(handles)
+
+    def touch(self, handles: _Handles) -> None:
+        self.client.touch(handles)
+
+    def evict(self, handles: _Handles) -> _Outcomes:
+        return self.client.evict(handles)
+
+    def evict_lru(self, payload_bytes: int, count: int) -> int:
+        return self.client.evict_lru(payload_bytes, count)
+
+    def locate(self, handles: _Handles) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        return self.client.locate(handles)
+
+    def reap_dead(self) -> int:
+        """Undo what dead clients left; how many there were. One pass over all records for each."""
+        return len(reap_dead_clients(self.arena, skip_slot=self.slot))
+
+    def close(self) -> None:
+        """Detach. What is still claimed or pinned is given back now, or, while a process that copies
+        for us may still write, by whoever reaps after it has gone. A second call does nothing."""
+        if self.region.closed:
+            return
+        with self.arena.reaping:
+            # Our shared hold becomes exclusive only when nobody else copies for this slot.
+            if try_lock(self.arena.control_fd, copiers_byte(self.slot)):
+                self.region.reap_client(self.slot)
+        self.arena.close()
+
+    def __enter__(self) -> "Cache":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Copyist:
+    """A process that copies for clients of one arena. Not an index owner: it only reports its parts."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self.region_id: bytes = arena.region.header["region_id"]
+        self._served: dict[int, int] = {}  # slot -> incarnation whose copiers lock we hold
+
+    @classmethod
+    def open(cls, name: str) -> "Copyist":
+        """Map the arena; raises as `open_arena` does."""
+        return cls(open_arena(name))
+
+    @property
+    def region(self) -> _native.Region:
+        return self.arena.region
+
+    @property
+    def payload_address(self) -> int:
+        return self.region.payload_address
+
+    def serve(self, region_id: bytes, slot: int, incarnation: int) -> bool:
+        """Keep that client from being reaped while we live; False when it is gone already.
+
+        Nothing may be written for a client before this said True: its claims may have been reaped and
+        given to somebody else.
+        """
+        if region_id != self.region_id:
+            return False
+        if self._served.get(slot) == incarnation:
+            return True
+        if not try_lock(self.arena.control_fd, copiers_byte(slot), exclusive=False):
+            return False
+        if self.region.client_incarnation(slot) != incarnation:
+            unlock(self.arena.control_fd, copiers_byte(slot))
+            self._served.pop(slot, None)
+            return False
+        self._served[slot] = incarnation
+        return True
+
+    def part_done(self, handles: _Handles, ok: bool) -> None:
+        """Say that our part of each claimed block is copied, or that it failed."""
+        _native.part_done(self.region, handles, ok)
+
+    def generations_hold(self, handles: _Handles) -> NDArray[np.bool_]:
+        """Whether each block is still the one the handle named: ask after copying out of it."""
+        return _native.generations_hold(self.region, handles)
+
+    def close(self) -> None:
+        self.arena.close()
+
+    def __enter__(self) -> "Copyist":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _lock_registry(arena: Arena) -> None:
+    """Take the registry lock, held by others for microseconds; give up after a bounded wait."""
+    deadline = time.monotonic() + _REGISTRY_WAIT_S
+    while not try_lock(arena.control_fd, REGISTRY_BYTE):
+        if time.monotonic() > deadline:
+            raise ArenaBusyError(
+                f'another process has held the registry of arena "{arena.name}" for '
+                f"{_REGISTRY_WAIT_S:g} s (stopped in the middle of attaching?): see `pegashm-dump "
+                f"--name {arena.name}` for its clients"
+            )
+        time.sleep(_REGISTRY_POLL_S)
+
+
+def _register(arena: Arena, namespace: Namespace) -> int:
+    namespace_id = arena.region.register_namespace(
+        namespace.fingerprint,
+        label=namespace.label,
+        reserved_bytes=namespace.reserved_bytes,
+        maximum_bytes=namespace.maximum_bytes,
+        now_ns=time.time_ns(),
+        in_use=[client["namespace_id"] for client in arena.region.clients()],
+    )
+    if namespace_id == 0:
+        raise NamespacesFullError(
+            f'arena "{arena.name}" has {_native.NAMESPACE_COUNT} namespaces, all used by living clients'
+        )
+    return namespace_id
+
+
+def _take_slot(arena: Arena) -> int:
+    """A slot whose two locks we hold, cleaned of whatever a dead client left in it."""
+    for slot in range(_native.CLIENT_COUNT):
+        if not try_lock(arena.control_fd, owner_byte(slot)):
+            continue
+        if not try_lock(arena.control_fd, copiers_byte(slot)):  # its owner is dead, its workers are not
+            unlock(arena.control_fd, owner_byte(slot))
+            continue
+        if arena.region.client_incarnation(slot):
+            arena.region.reap_client(slot)
+        try_lock(arena.control_fd, copiers_byte(slot), exclusive=False)  # exclusive to shared: no gap
+        return slot
+    raise ClientsFullError(
+        f'arena "{arena.name}" has {_native.CLIENT_COUNT} client slots, all held by living processes: '
+        f"see `pegashm-dump --name {arena.name}`, stop one of them or start another arena"
+    )
+
+
+def _process_started_at() -> int:
+    """Start time of this process in clock ticks since boot, 0 where /proc does not say: a label."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            return int(file.read().rsplit(b")", 1)[1].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0

@@ -1,0 +1,328 @@
+"""The `pegashm` command: what may be typed, where values come from, and how errors read.
+
+Each option is looked for on the command line, then in its PEGASHM_* variable, then in the TOML file of
+--config, then there is a default. This file turns text into configs and exceptions into one clear line
+and an exit status; what the commands do is in `supervisor.py`, `status.py` and `creation.py`, imported
+only when needed so that --help is immediate.
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+
+from pegashm import __version__
+from pegashm.config import HUGE_PAGE_BYTES, ServeConfig, parse_numa, read_file
+from pegashm.errors import ConfigError, PegaShmError
+from pegashm.units import parse_bytes
+
+__all__ = ["main"]
+
+_CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _clear_errors(function: _Function) -> _Function:
+    """One line on standard error and the right exit status instead of a traceback."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except ConfigError as error:
+            raise _UsageFailure(str(error)) from error
+        except (PegaShmError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+    return wrapper  # type: ignore[return-value]
+
+
+class _UsageFailure(click.ClickException):
+    exit_code = 2
+
+
+def _parsed(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """An option type out of a function that raises ConfigError (which click would not print)."""
+
+    def convert(value: Any) -> Any:
+        try:
+            return parse(str(value))
+        except ConfigError as error:
+            raise click.BadParameter(str(error)) from error
+
+    return convert
+
+
+_SIZE: Final = _parsed(parse_bytes)
+_NUMA: Final = _parsed(parse_numa)
+
+
+def _load_file(ctx: click.Context, _: click.Parameter, path: str | None) -> str | None:
+    """Read the config file before other options are looked at, as their defaults."""
+    if path is not None:
+        known = {p.name for p in serve.params if p.name not in (None, "config")}
+        try:
+            options = read_file(path, {name for name in known if name is not None})
+        except ConfigError as error:
+            raise _UsageFailure(str(error)) from error
+        own = {parameter.name for parameter in ctx.command.params}
+        ctx.default_map = {key: value for key, value in options.items() if key in own}
+    return path
+
+
+_config_option = click.option(
+    "--config",
+    envvar="PEGASHM_CONFIG",
+    show_envvar=True,
+    metavar="FILE",
+    is_eager=True,
+    callback=_load_file,
+    expose_value=False,
+    help='TOML file with options of `serve` by their long names, such as  size = "64G".',
+)
+_name_option = click.option(
+    "--name",
+    envvar="PEGASHM_NAME",
+    show_envvar=True,
+    required=True,
+    metavar="NAME",
+    help="Name of the arena; engines set PEGASHM_ARENA to it.",
+)
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="pegashm")
+def main() -> None:
+    """PegaShm: a KV cache for LLM engines in shared memory that outlives them all.
+
+    \b
+    Start an arena of 64 GiB, and let an engine on this host use it:
+      pegashm serve --name kv0 --size 64G
+      PEGASHM_ARENA=kv0 vllm serve MODEL --kv-transfer-config \\
+        '{"kv_connector": "PegaShmConnector", "kv_role": "kv_both",
+          "kv_connector_module_path": "pegashm.connector"}'
+
+    \b
+    Look at it, and give its memory back:
+      pegashm status --name kv0
+      pegashm dump --name kv0
+      pegashm purge --name kv0 --yes
+
+    Exit status: 0 done, 1 failed, 2 wrong usage or configuration (`status`: see there).
+    """
+
+
+@main.command(context_settings=_CONTEXT)
+@_config_option
+@_name_option
+@click.option(
+    "--size",
+    type=_SIZE,
+    metavar="SIZE",
+    envvar="PEGASHM_SIZE",
+    show_envvar=True,
+    required=True,
+    help="All the memory it may take, control region included: 64G, 512M, 1.5T.",
+)
+@click.option(
+    "--hugepages",
+    type=click.Choice(list(HUGE_PAGE_BYTES)),
+    envvar="PEGASHM_HUGEPAGES",
+    show_envvar=True,
+    help="Keep the payload on a hugetlbfs with such pages, wherever it is mounted.",
+)
+@click.option(
+    "--directory",
+    envvar="PEGASHM_DIRECTORY",
+    show_envvar=True,
+    metavar="DIR",
+    help="Keep the payload in files there: a tmpfs mounted with huge=advise, or a hugetlbfs.",
+)
+@click.option(
+    "--numa",
+    type=_NUMA,
+    metavar="auto|none|NODES",
+    default="auto",
+    show_default=True,
+    envvar="PEGASHM_NUMA",
+    show_envvar=True,
+    help="One payload arena on each node (auto), one on any (none), or on these nodes: 0,1.",
+)
+@click.option(
+    "--group",
+    envvar="PEGASHM_GROUP",
+    show_envvar=True,
+    help="Let this group use the arena too (mode 0660); without it only its owner can (0600).",
+)
+@click.option(
+    "--segment-size",
+    type=_SIZE,
+    metavar="SIZE",
+    envvar="PEGASHM_SEGMENT_SIZE",
+    show_envvar=True,
+    help="Unit that is given to one block size at a time; a power of two. Default: near size/64.",
+)
+@click.option(
+    "--block-min",
+    type=_SIZE,
+    metavar="SIZE",
+    envvar="PEGASHM_BLOCK_MIN",
+    show_envvar=True,
+    help="Smallest block to plan for; smaller costs control memory. Default: 64K.",
+)
+@click.option(
+    "--ephemeral/--keep",
+    default=False,
+    envvar="PEGASHM_EPHEMERAL",
+    show_envvar=True,
+    help="Remove the arena on SIGTERM instead of leaving it for the next start.",
+)
+@click.option(
+    "--lock/--no-lock",
+    default=True,
+    envvar="PEGASHM_LOCK",
+    show_envvar=True,
+    help="Lock the payload in memory, so that it is never swapped (PEGASHM_LOCK=0: do not).",
+)
+@click.option(
+    "--require-lock/--try-lock",
+    default=False,
+    envvar="PEGASHM_REQUIRE_LOCK",
+    show_envvar=True,
+    help="Fail when memory cannot be locked, instead of warning.",
+)
+@click.option(
+    "--populate-threads",
+    type=int,
+    envvar="PEGASHM_POPULATE_THREADS",
+    show_envvar=True,
+    help="Threads that fill memory. Default: one a processor, at most 8.",
+)
+@click.option(
+    "--log-json/--log-text",
+    default=False,
+    envvar="PEGASHM_LOG_JSON",
+    show_envvar=True,
+    help="Log one JSON object a line.",
+)
+@_clear_errors
+def serve(
+    name: str,
+    size: int,
+    hugepages: str | None,
+    directory: str | None,
+    numa: str | tuple[int, ...],
+    group: str | None,
+    segment_size: int | None,
+    block_min: int | None,
+    ephemeral: bool,
+    lock: bool,
+    require_lock: bool,
+    populate_threads: int | None,
+    log_json: bool,
+) -> None:
+    """Create an arena, or re-adopt the one that is there, and look after it.
+
+    \b
+    Examples:
+      pegashm serve --name kv0 --size 64G
+      pegashm serve --name kv0 --size 512G --hugepages 1G --numa 0,1
+      pegashm serve --name kv0 --size 64G --directory /mnt/kv --group llm
+      PEGASHM_NAME=kv0 PEGASHM_SIZE=64G pegashm serve
+      pegashm serve --config /etc/pegashm/kv0.toml
+
+    Runs in the foreground, for systemd, Kubernetes or a terminal. Engines can use the arena as soon as
+    its first segment is ready, and keep using it while this process is gone: start it again with the
+    same options, and it re-adopts everything. SIGTERM leaves the arena in place unless --ephemeral.
+
+    Each option is taken from the command line, else from its environment variable, else from the
+    --config file. Flags as variables are 1 or 0.
+    """
+    config = ServeConfig(
+        name=name,
+        size_bytes=size,
+        hugepage_bytes=HUGE_PAGE_BYTES[hugepages] if hugepages else None,
+        directory=directory,
+        numa=numa,
+        group=group,
+        segment_bytes=segment_size,
+        block_bytes_min=block_min,
+        ephemeral=ephemeral,
+        lock=lock,
+        require_lock=require_lock,
+        populate_threads=populate_threads,
+    )
+    from pegashm import logs, supervisor
+
+    logs.configure(as_json=log_json)
+    supervisor.serve(config)
+
+
+@main.command(context_settings=_CONTEXT)
+@_config_option
+@_name_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_clear_errors
+def status(name: str, as_json: bool) -> None:
+    """Say whether an arena can be used.
+
+    \b
+    Exit status:
+      0  ready: at least one segment can be used, and a supervisor is alive
+      1  it exists, but is not ready or nobody supervises it
+      2  there is none, or it cannot be read
+
+    \b
+    Wait for it in a script:
+      until pegashm status --name kv0 >/dev/null; do sleep 0.2; done
+    """
+    from pegashm.status import read_status
+
+    report = read_status(name)
+    click.echo(json.dumps(report.as_dict()) if as_json else "\n".join(report.lines()))
+    sys.exit(report.exit_status)
+
+
+@main.command(context_settings=_CONTEXT)
+@_config_option
+@_name_option
+@click.option("--yes", is_flag=True, help="Really do it.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Even under a living supervisor (which then ends) or clients (which keep what they mapped).",
+)
+@_clear_errors
+def purge(name: str, yes: bool, force: bool) -> None:
+    """Remove an arena and everything cached in it. Nothing else ever does.
+
+    \b
+    Example:
+      pegashm purge --name kv0 --yes
+    """
+    if not yes:
+        raise ConfigError(f'add --yes to remove arena "{name}" and everything cached in it')
+    from pegashm.creation import purge as purge_arena
+
+    removed = purge_arena(name, force=force)
+    if not removed:
+        click.echo(f'there is no arena "{name}": nothing to remove', err=True)
+    for path in removed:
+        click.echo(f"removed {path}")
+
+
+@main.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def dump(arguments: tuple[str, ...]) -> None:
+    """Print what is inside an arena: the same as `pegashm-dump`."""
+    from pegashm.tools.dump import main as dump_main
+
+    sys.argv = ["pegashm dump", *arguments]
+    sys.exit(dump_main())

@@ -1,0 +1,140 @@
+"""What did the operator ask of `pegashm serve`?
+
+One frozen object, checked here and nowhere else. Where the values come from (command line, PEGASHM_*
+variables, a TOML file, defaults, in that order) is the command line's business, except for reading
+the file, which is `read_file`. What the machine can give is not judged here, see `layout.py`.
+"""
+
+import os
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pegashm.errors import ConfigError
+from pegashm.names import check_name
+from pegashm.units import GIB, KIB, MIB, format_bytes, is_power_of_two
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["HUGE_PAGE_BYTES", "NUMA_AUTO", "NUMA_NONE", "ServeConfig", "parse_numa", "read_file"]
+
+HUGE_PAGE_BYTES: Final = {"2M": 2 * MIB, "1G": GIB}
+NUMA_AUTO: Final = "auto"
+NUMA_NONE: Final = "none"
+_ARENA_COUNT_MAX: Final = 16
+_BLOCK_BYTES_STEP: Final = 4 * KIB
+_SEGMENT_BYTES_MAX: Final = 64 * GIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """One arena and how to look after it. None: choose well, or accept what an existing arena has."""
+
+    name: str
+    size_bytes: int
+    hugepage_bytes: int | None = None
+    directory: str | None = None
+    numa: str | tuple[int, ...] = NUMA_AUTO
+    group: str | None = None
+    segment_bytes: int | None = None
+    block_bytes_min: int | None = None
+    ephemeral: bool = False
+    lock: bool = True
+    require_lock: bool = False
+    populate_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if self.size_bytes < 4 * MIB:
+            raise ConfigError(f"--size must be at least 4M, got {format_bytes(self.size_bytes)}")
+        if self.hugepage_bytes is not None and self.directory is not None:
+            raise ConfigError(
+                "--hugepages finds a hugetlbfs mount itself, --directory names one: give one of the two"
+            )
+        if self.hugepage_bytes is not None and self.hugepage_bytes not in HUGE_PAGE_BYTES.values():
+            raise ConfigError(f"--hugepages must be one of {', '.join(HUGE_PAGE_BYTES)}")
+        if self.directory is not None and not os.path.isabs(self.directory):
+            raise ConfigError(
+                f"--directory must be an absolute path, since every engine opens it: {self.directory!r}"
+            )
+        if self.require_lock and not self.lock:
+            raise ConfigError("--require-lock and --no-lock contradict each other")
+        if self.populate_threads is not None and self.populate_threads < 1:
+            raise ConfigError(f"--populate-threads must be at least 1, got {self.populate_threads}")
+        self._check_numa()
+        self._check_shape()
+
+    def _check_numa(self) -> None:
+        if isinstance(self.numa, str):
+            if self.numa not in (NUMA_AUTO, NUMA_NONE):
+                raise ConfigError(f"--numa must be auto, none or nodes like 0,1: got {self.numa!r}")
+        elif not 1 <= len(self.numa) <= _ARENA_COUNT_MAX or len(set(self.numa)) != len(self.numa):
+            raise ConfigError(
+                f"--numa must name 1 to {_ARENA_COUNT_MAX} different nodes: {self.numa}"
+            )
+
+    def _check_shape(self) -> None:
+        segment, block = self.segment_bytes, self.block_bytes_min
+        if segment is not None:
+            if not is_power_of_two(segment) or not 64 * KIB <= segment <= _SEGMENT_BYTES_MAX:
+                raise ConfigError(
+                    "--segment-size must be a power of two from 64K to 64G, "
+                    f"got {format_bytes(segment)}"
+                )
+            if segment > self.size_bytes:
+                raise ConfigError(
+                    f"--segment-size {format_bytes(segment)} is larger than "
+                    f"--size {format_bytes(self.size_bytes)}"
+                )
+        if block is not None:
+            if block <= 0 or block % _BLOCK_BYTES_STEP:
+                raise ConfigError(
+                    f"--block-min must be a multiple of 4K, got {format_bytes(block)}"
+                )
+            if segment is not None and block > segment:
+                raise ConfigError(
+                    f"--block-min {format_bytes(block)} is larger than "
+                    f"--segment-size {format_bytes(segment)}"
+                )
+
+
+def parse_numa(text: str) -> str | tuple[int, ...]:
+    """`auto`, `none`, or node numbers with commas between them."""
+    if text in (NUMA_AUTO, NUMA_NONE):
+        return text
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--numa must be auto, none or nodes like 0,1: got {text!r}") from None
+
+
+def read_file(path: str, known: Collection[str]) -> dict[str, Any]:
+    """The options a TOML file sets, by parameter name; ConfigError for any it does not know."""
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"cannot read config file {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    options: dict[str, Any] = {}
+    for key, value in table.items():
+        parameter = key.replace("-", "_")
+        if parameter not in known:
+            choices = ", ".join(sorted(name.replace("_", "-") for name in known))
+            raise ConfigError(f"{path}: there is no option {key!r}; it must be one of {choices}")
+        options[parameter] = _as_option(path, key, value)
+    return options
+
+
+def _as_option(path: str, key: str, value: Any) -> Any:
+    """A TOML value as the command line would have given it."""
+    if isinstance(value, list) and all(type(item) is int for item in value):
+        return ",".join(str(item) for item in value)
+    if isinstance(value, str | int | bool):
+        return value
+    raise ConfigError(f"{path}: {key} must be a string, a number or true/false, got {value!r}")

@@ -1,0 +1,392 @@
+"""How do the shared-memory objects of an arena come to be, and how are they removed?
+
+Both run under the SUPERVISOR lock and may be killed between any two steps. What makes that safe:
+ - An arena exists exactly when its control object has its magic, which is stored last. Anything else
+   of that name is a leftover; the next start (or purge) removes it and begins anew.
+ - The payload files in question are listed in the *pending* file before the first is made, and before
+   the control object is unlinked, so that they are found in whatever directory they are. With a ready
+   control object beside it, a pending file means nothing and is dropped.
+ - The control object is unlinked first and objects are never shrunk: a process that still maps an
+   arena keeps it, whole, until it lets go.
+Called by the supervisor and by `pegashm purge`.
+"""
+
+import contextlib
+import errno
+import grp
+import json
+import mmap
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Final
+
+import posix_ipc
+
+from pegashm._native import format_region
+from pegashm.arena import is_linked, open_arena, read_header
+from pegashm.errors import (
+    ArenaBusyError,
+    ArenaMissingError,
+    ConfigError,
+    PegaShmError,
+    ResourceError,
+)
+from pegashm.layout import UNBOUND, Layout, Place
+from pegashm.liveness import (
+    SUPERVISOR_BYTE,
+    close_lock_file,
+    live_slots,
+    open_lock_file,
+    try_lock,
+)
+from pegashm.machine import hugetlb_advice, memory_limit, mount_of, node_cpus, space_advice
+from pegashm.names import SHM_DIRECTORY, control_path, is_payload_name, pending_path
+from pegashm.units import GIB, MIB, format_bytes
+
+__all__ = [
+    "Checkpoint",
+    "create",
+    "group_id",
+    "lock_control",
+    "purge",
+    "remove",
+    "remove_unfinished",
+    "set_permissions",
+]
+
+Checkpoint = Callable[[int, int], None]
+"""Called between steps that take long, with bytes reserved so far and in all; may raise to stop."""
+
+_RESERVE_STEP_BYTES: Final = GIB
+_TOUCH_STEP_BYTES: Final = 128 * MIB
+_MADV_POPULATE_WRITE: Final = 23
+_ATTEMPTS: Final = 16
+
+
+def lock_control(name: str) -> int:
+    """A descriptor of the control object, made when there is none, with the SUPERVISOR lock held.
+
+    Raises ArenaBusyError, naming the holder, when another process has that lock.
+    """
+    for _ in range(_ATTEMPTS):
+        # Opened first and created second: in a sticky directory the kernel refuses O_CREAT on what
+        # another user owns, even to root.
+        with contextlib.suppress(ArenaMissingError):
+            descriptor = open_lock_file(name)
+            if not try_lock(descriptor, SUPERVISOR_BYTE):
+                message = _busy_message(name, descriptor)
+                close_lock_file(descriptor)
+                raise ArenaBusyError(message)
+            if is_linked(name, descriptor):
+                return descriptor
+            close_lock_file(descriptor)  # purged between open and lock
+            continue
+        with contextlib.suppress(posix_ipc.ExistentialError):
+            _make_shared_memory(control_path(name))
+    raise ArenaBusyError(f'arena "{name}" is being created and removed by others all the time')
+
+
+def create(
+    name: str, lock_fd: int, layout: Layout, *, gid: int | None, checkpoint: Checkpoint
+) -> None:
+    """Make the payload files and format the control object behind `lock_fd`, which is still empty.
+
+    Whatever goes wrong, nothing stays behind but the empty control object, which its holder removes.
+    """
+    remove_leftovers(name, [layout.place.directory])
+    _check_memory(layout)
+    _write_pending(name, layout.paths)
+    control = os.open(control_path(name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        _make_payload(layout, gid=gid, checkpoint=checkpoint)
+        control_bytes = layout.plan["control_bytes"]
+        shm = Place(SHM_DIRECTORY, mount_of(SHM_DIRECTORY), os.sysconf("SC_PAGE_SIZE"))
+        _allocate(control, 0, control_bytes, shm, control_bytes)
+        set_permissions(control, gid)
+        with mmap.mmap(control, control_bytes) as mapped:
+            format_region(
+                mapped,
+                region_id=secrets.token_bytes(16),
+                segment_bytes=layout.segment_bytes,
+                block_bytes_min=layout.block_bytes_min,
+                segments_per_arena=layout.segments_per_arena,
+                arena_paths=layout.paths,
+                numa_nodes=layout.nodes,
+                page_bytes=layout.place.page_bytes,
+                created_at_ns=time.time_ns(),
+            )
+    except BaseException:
+        _unlink(control_path(name))
+        remove_leftovers(name, [layout.place.directory])
+        raise
+    finally:
+        os.close(control)
+    _unlink(pending_path(name))
+
+
+def remove(name: str, paths: Iterable[str]) -> list[str]:
+    """Unlink an arena whose payload files are `paths`; returns what was there to unlink."""
+    _write_pending(name, paths)
+    removed = [path for path in [control_path(name)] if _unlink(path)]
+    return removed + remove_leftovers(name, [])
+
+
+def remove_leftovers(name: str, directories: Iterable[str]) -> list[str]:
+    """Unlink payload files of `name` that no control object speaks for, and the pending file."""
+    suspects = set(_read_pending(name))
+    for directory in {SHM_DIRECTORY, *directories}:
+        with contextlib.suppress(OSError):
+            suspects.update(
+                os.path.join(directory, file_name)
+                for file_name in os.listdir(directory)
+                if is_payload_name(name, file_name)
+            )
+    removed = [path for path in sorted(suspects) if _unlink(path)]
+    _unlink(pending_path(name))
+    _unlink(pending_path(name) + ".new")
+    return removed
+
+
+def remove_unfinished(name: str) -> None:
+    """Unlink a control object that has no magic; `create` removes the payload files it may have left."""
+    _unlink(control_path(name))
+
+
+def purge(name: str, *, force: bool) -> list[str]:
+    """Remove the arena `name`, whatever state it is in; returns the paths that were unlinked.
+
+    Refuses with ArenaBusyError while a supervisor or a client lives. With `force` they keep the memory
+    they have mapped until they end, and a supervisor ends by itself.
+    """
+    try:
+        lock_fd = open_lock_file(name)
+    except ArenaMissingError:
+        return remove_leftovers(name, [])
+    try:
+        if not try_lock(lock_fd, SUPERVISOR_BYTE) and not force:
+            raise ArenaBusyError(f"{_busy_message(name, lock_fd)} Stop it first, or add --force")
+        slots = live_slots(lock_fd)
+        if slots and not force:
+            raise ArenaBusyError(
+                f'arena "{name}" is in use by {_describe_clients(name, slots)}: '
+                "stop them first, or add --force"
+            )
+        verdict = read_header(lock_fd)
+        return remove(name, [_text(arena["path"]) for arena in verdict.info.get("arenas", [])])
+    finally:
+        close_lock_file(lock_fd)
+
+
+def group_id(group: str) -> int:
+    """The number of a group given by name or number."""
+    if group.isdecimal():
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigError(f"--group {group!r}: no such group (see `getent group`)") from None
+
+
+def set_permissions(descriptor: int, gid: int | None) -> None:
+    """Owner only; with a group, that group too. Independent of the umask, and done when it holds."""
+    facts = os.fstat(descriptor)
+    mode = 0o600 if gid is None else 0o660
+    try:
+        if gid is not None and facts.st_gid != gid:
+            os.fchown(descriptor, -1, gid)
+        if facts.st_mode & 0o777 != mode:
+            os.fchmod(descriptor, mode)
+    except PermissionError as error:
+        raise ResourceError(
+            f"uid {os.geteuid()} may not give the arena's files mode {mode:04o} and group "
+            f"{facts.st_gid if gid is None else gid}: run as their owner (uid {facts.st_uid}) and "
+            "as a member of that group, or as root"
+        ) from error
+
+
+def _make_payload(layout: Layout, *, gid: int | None, checkpoint: Checkpoint) -> None:
+    done = 0
+    total = layout.plan["payload_bytes"]
+    for path, node, segments in zip(
+        layout.paths, layout.nodes, layout.segments_per_arena, strict=True
+    ):
+        nbytes = segments * layout.segment_bytes
+        descriptor = _make_file(path)
+        try:
+            set_permissions(descriptor, gid)
+            # Its whole length first: whether a tmpfs takes huge pages can depend on the file's size.
+            os.ftruncate(descriptor, nbytes)
+            with _near(node):
+                if layout.place.mount.huge == "advise" and layout.place.mount.is_tmpfs:
+                    _touch_huge(descriptor, nbytes, partial(checkpoint, done, total))
+                for offset in range(0, nbytes, _RESERVE_STEP_BYTES):
+                    checkpoint(done + offset, total)
+                    step = min(_RESERVE_STEP_BYTES, nbytes - offset)
+                    _allocate(descriptor, offset, step, layout.place, total - done - offset)
+        finally:
+            os.close(descriptor)
+        done += nbytes
+    checkpoint(total, total)
+
+
+def _make_file(path: str) -> int:
+    """A new empty file of ours, 0600, through posix_ipc where it is a shared-memory object."""
+    if os.path.dirname(path) == SHM_DIRECTORY:
+        _make_shared_memory(path)
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags, 0o600)
+    except PermissionError as error:
+        raise ResourceError(f"no permission to create {path} as uid {os.geteuid()}") from error
+
+
+def _make_shared_memory(path: str) -> None:
+    """An empty object; posix_ipc.ExistentialError when there is one of that name."""
+    try:
+        memory = posix_ipc.SharedMemory(_shm_name(path), posix_ipc.O_CREX, mode=0o600)
+    except posix_ipc.PermissionsError as error:
+        raise ResourceError(
+            f"no permission to create {path} as uid {os.geteuid()}: is {SHM_DIRECTORY} writable?"
+        ) from error
+    memory.close_fd()
+
+
+def _touch_huge(descriptor: int, nbytes: int, checkpoint: Callable[[], None]) -> None:
+    """Allocate by touching through an advised mapping: with `huge=advise`, fallocate has no advice
+    and takes small pages for good. Failures are left to fallocate, which says what is missing."""
+    with mmap.mmap(descriptor, nbytes) as mapped, contextlib.suppress(OSError):
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+        for offset in range(0, nbytes, _TOUCH_STEP_BYTES):
+            checkpoint()
+            step = min(_TOUCH_STEP_BYTES, nbytes - offset)
+            mapped.madvise(_MADV_POPULATE_WRITE, offset, step)
+
+
+def _allocate(descriptor: int, offset: int, nbytes: int, place: Place, wanted: int) -> None:
+    """Reserve for good: without it a full file system is a SIGBUS in some engine, later."""
+    try:
+        os.posix_fallocate(descriptor, offset, nbytes)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EDQUOT):
+            raise ResourceError(
+                f"cannot reserve {format_bytes(nbytes)} in {place.directory}: {error.strerror}"
+            ) from error
+        raise ResourceError(_shortage_message(place, wanted)) from error
+
+
+def _check_memory(layout: Layout) -> None:
+    """Say what is too small before minutes are spent on filling it (or the OOM killer comes)."""
+    place, plan = layout.place, layout.plan
+    total = plan["payload_bytes"] + plan["control_bytes"]
+    limit, reason = memory_limit()
+    if total > limit and not place.mount.is_hugetlb:
+        raise ResourceError(
+            f"the arena needs {format_bytes(total)}, more than {reason}, {format_bytes(limit)}: "
+            "give a smaller --size or raise that limit (`docker run --memory`, MemoryMax= in systemd)"
+        )
+    shared = place.mount.point == mount_of(SHM_DIRECTORY).point
+    wanted = total if shared else plan["payload_bytes"]
+    facts = os.statvfs(place.directory)
+    if wanted > facts.f_bavail * facts.f_frsize:
+        raise ResourceError(_shortage_message(place, wanted))
+
+
+def _shortage_message(place: Place, wanted: int) -> str:
+    facts = os.statvfs(place.directory)
+    free = facts.f_bavail * facts.f_frsize
+    text = (
+        f"{place.directory} has {format_bytes(free)} free, {format_bytes(wanted)} more are needed: "
+        "give a smaller --size, or make it larger with "
+    )
+    if place.mount.is_hugetlb:
+        return text + hugetlb_advice(place.page_bytes, wanted)
+    if place.mount.is_tmpfs:
+        return text + space_advice(place.mount, wanted)
+    return text + f"a larger {place.mount.kind} file system at {place.mount.point}"
+
+
+@contextlib.contextmanager
+def _near(node: int) -> Iterator[None]:
+    """Run on the processors of a node, so that what is allocated meanwhile comes from its memory."""
+    before = os.sched_getaffinity(0)
+    cpus = before & node_cpus(node) if node != UNBOUND else set()
+    if not cpus:
+        yield
+        return
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _write_pending(name: str, paths: Iterable[str]) -> None:
+    # Paths of an unfinished removal stay listed; a torn list is avoided by writing beside and renaming.
+    listed = sorted({*paths, *_read_pending(name)})
+    path = pending_path(name)
+    _unlink(path + ".new")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path + ".new", flags, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(listed, file)
+    os.rename(path + ".new", path)
+
+
+def _read_pending(name: str) -> list[str]:
+    """Payload files listed for removal; only those that could be ours, whatever the file says."""
+    try:
+        with open(pending_path(name), encoding="utf-8") as file:
+            listed = json.load(file)
+    except (OSError, ValueError):
+        return []
+    return [
+        path
+        for path in (listed if isinstance(listed, list) else [])
+        if isinstance(path, str) and is_payload_name(name, os.path.basename(path))
+    ]
+
+
+def _unlink(path: str) -> bool:
+    """Remove a file of ours if it is there."""
+    try:
+        if os.path.dirname(path) == SHM_DIRECTORY:
+            posix_ipc.unlink_shared_memory(_shm_name(path))
+        else:
+            os.unlink(path)
+    except (FileNotFoundError, posix_ipc.ExistentialError):
+        return False
+    except (PermissionError, posix_ipc.PermissionsError) as error:
+        raise ResourceError(
+            f"no permission to remove {path} as uid {os.geteuid()}: run as its owner"
+        ) from error
+    return True
+
+
+def _busy_message(name: str, lock_fd: int) -> str:
+    pid = read_header(lock_fd).info.get("supervisor_pid", 0)
+    holder = f"pid {pid}" if pid else "which is still creating it"
+    return f'arena "{name}" has a living supervisor already ({holder}).'
+
+
+def _describe_clients(name: str, slots: list[int]) -> str:
+    labels = {slot: f"client {slot}" for slot in slots}
+    with (
+        contextlib.suppress(PegaShmError),
+        open_arena(name, writable=False, map_payload=False) as arena,
+    ):
+        for client in arena.region.clients():
+            if client["slot"] in labels:
+                labels[client["slot"]] += f" (pid {client['pid']} {_text(client['label'])})"
+    return ", ".join(labels.values())
+
+
+def _shm_name(path: str) -> str:
+    return "/" + os.path.basename(path)
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else os.fsdecode(value)

@@ -1,0 +1,52 @@
+"""What are the shared-memory objects of an arena called?
+
+`/dev/shm/pegashm.NAME.control` is how everybody finds an arena; its header then says where the payload
+lies. A *pending* file lists payload files that have no readable control region: it is written before
+the first one is made and before the control region is unlinked, so that whoever comes after a SIGKILL
+can remove them, in whatever directory they were. Nothing here opens or creates anything.
+"""
+
+import os
+import re
+from typing import Final
+
+from pegashm.errors import ConfigError
+
+__all__ = [
+    "SHM_DIRECTORY",
+    "check_name",
+    "control_path",
+    "is_payload_name",
+    "payload_path",
+    "pending_path",
+]
+
+SHM_DIRECTORY: Final = "/dev/shm"
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}")
+
+
+def check_name(name: str) -> str:
+    """The name itself; ConfigError when it cannot be part of a file name of ours."""
+    if _NAME.fullmatch(name) is None:
+        raise ConfigError(
+            f"arena name {name!r} cannot be used: 1 to 48 letters, digits, '-' or '_', "
+            "starting with a letter or digit"
+        )
+    return name
+
+
+def control_path(name: str) -> str:
+    return f"{SHM_DIRECTORY}/pegashm.{check_name(name)}.control"
+
+
+def pending_path(name: str) -> str:
+    return f"{SHM_DIRECTORY}/pegashm.{check_name(name)}.pending"
+
+
+def payload_path(name: str, directory: str, arena: int) -> str:
+    return os.path.join(directory, f"pegashm.{check_name(name)}.arena{arena}")
+
+
+def is_payload_name(name: str, file_name: str) -> bool:
+    """Whether a file of that name can only be a payload arena of `name`."""
+    return re.fullmatch(rf"pegashm\.{re.escape(name)}\.arena[0-9]+", file_name) is not None

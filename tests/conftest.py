@@ -1,0 +1,68 @@
+"""What every test folder shares: arenas of its own, a seed that is printed, a clean /dev/shm.
+
+The watchdog on every test is pytest-timeout, set in pyproject.toml: a hang ends the run with every
+thread's stack. Because that is an abrupt end, what it leaves in shared memory is swept by the next run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from pegashm.arena import Arena, open_arena
+
+from tests.arenas import Shape, make_arena, remove_arena, sweep
+
+# Time says nothing on a shared machine; a failing example prints how to run it again.
+settings.register_profile(
+    "pegashm",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("pegashm")
+
+SEED_VARIABLE = "PEGASHM_TEST_SEED"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    sweep()
+
+
+@pytest.fixture
+def arena_name() -> Iterator[Callable[[Shape], str]]:
+    """Makes arenas of a given shape; all are removed when the test ends."""
+    names: list[str] = []
+
+    def make(shape: Shape | None = None) -> str:
+        names.append(make_arena(shape or Shape()))
+        return names[-1]
+
+    yield make
+    for name in names:
+        remove_arena(name)
+
+
+@pytest.fixture
+def arena(arena_name: Callable[..., str]) -> Iterator[Arena]:
+    """A small arena, opened for writing."""
+    with open_arena(arena_name()) as opened:
+        yield opened
+
+
+@pytest.fixture
+def seed() -> int:
+    """Where a test's chance comes from: new each run and shown when it fails, or as the variable says."""
+    value = int(os.environ.get(SEED_VARIABLE) or secrets.randbits(32))
+    print(f"to run this again: {SEED_VARIABLE}={value}")
+    return value
+
+
+@pytest.fixture
+def chance(seed: int) -> random.Random:
+    return random.Random(seed)

@@ -1,0 +1,198 @@
+"""What is in this arena now? One snapshot, as a plain dict that `json` and `render` both take.
+
+Maps the control region read-only and never the payload, takes no lock, waits for nobody: it works on a
+live arena, on one that everybody has left, and on a damaged one. Three ends, as `verdict`:
+  "ok"           read, and nothing in it needs anybody
+  "finding"      read, and `findings` says what is wrong (see `findings.py`)
+  "cannot tell"  missing, not ready, unreadable or refused; `error` says why, and when the file is there
+                 the raw header fields are given all the same, unchecked.
+A live arena changes while it is read. Each record is consistent in itself; whatever compares two tables
+(a pin and the list of clients) is looked at twice, and only what stays is reported.
+Called by `dump`; writes nothing, prints nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pegashm import _native, liveness
+from pegashm.arena import open_arena
+from pegashm.errors import PegaShmError
+from pegashm.names import control_path
+
+from .findings import findings_of
+from .holders import STATE_NAMES, Held, held_by_slot, orphans, slots_in
+from .plain import plain
+
+__all__ = ["SCHEMA", "snapshot"]
+
+SCHEMA = 1
+
+
+def snapshot(name: str, *, with_blocks: bool = False) -> dict[str, Any]:
+    """Everything that can be said about the arena `name`; raises nothing for any state of it."""
+    document: dict[str, Any] = {
+        "tool": "pegashm-dump",
+        "schema": SCHEMA,
+        "name": name,
+        "taken_at_ns": time.time_ns(),
+        "verdict": "cannot tell",
+        "error": None,
+        "findings": [],
+    }
+    try:
+        document["path"] = control_path(name)
+        lock_fd = liveness.open_lock_file(name, writable=False)
+    except (PegaShmError, OSError) as error:
+        document["error"] = str(error)
+        return document
+    try:
+        document["header"] = _raw_header(lock_fd)
+        document["supervisor"] = _supervisor(lock_fd, document["header"])
+        with open_arena(name, writable=False, map_payload=False) as arena:
+            document |= _contents(arena.region, lock_fd, with_blocks=with_blocks)
+    except (PegaShmError, OSError, ValueError) as error:
+        document["error"] = str(error)
+        return document
+    finally:
+        liveness.close_lock_file(lock_fd)
+    document["findings"] = findings_of(document)
+    document["verdict"] = "finding" if document["findings"] else "ok"
+    return document
+
+
+def _raw_header(fd: int) -> dict[str, Any]:
+    """The header's fields, unchecked and in plain types; {} when the file is too short to have one."""
+    if os.fstat(fd).st_size < _native.HEADER_BYTES:
+        return {}
+    fields: dict[str, Any] = plain(_native.header_info(os.pread(fd, _native.HEADER_BYTES, 0)))
+    return fields
+
+
+def _supervisor(fd: int, header: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "alive": liveness.holder_alive(fd, liveness.SUPERVISOR_BYTE),
+        "pid": header.get("supervisor_pid", 0),
+        "started_at_ns": header.get("supervisor_started_at_ns", 0),
+    }
+
+
+def _contents(region: _native.Region, fd: int, *, with_blocks: bool) -> dict[str, Any]:
+    before = region.clients()
+    blocks = region.blocks()
+    clients = region.clients()
+    attached = {client["slot"] for client in before} | {client["slot"] for client in clients}
+    unowned = orphans(blocks, attached)
+    if unowned:  # held by somebody who has come or gone meanwhile, or by nobody: look again
+        later = region.clients()
+        unowned &= orphans(region.blocks(), {client["slot"] for client in later})
+    held = held_by_slot(blocks)
+    header = plain(region.header)
+    now_ns = time.time_ns()
+    contents: dict[str, Any] = {
+        "header": header,
+        "arenas": [_arena(entry) for entry in header["arenas"]],
+        "namespaces": plain(region.namespaces()),
+        "clients": _clients(region, fd, clients, held),
+        "segments": plain(region.segments()),
+        "tally": plain(region.tally()),
+        "pins": _pins(blocks),
+        "ages": _ages(blocks, now_ns),
+        "orphans": [
+            {"record": record, "generation": generation, "slot": slot}
+            for record, generation, slot in sorted(unowned)
+        ],
+        "counters": plain(region.counters()),
+    }
+    if with_blocks:
+        contents["blocks"] = [_block(block, now_ns) for block in blocks]
+    return contents
+
+
+def _arena(entry: dict[str, Any]) -> dict[str, Any]:
+    """One payload arena: what the header says, and what is on disk."""
+    file_bytes = None
+    try:
+        status = os.stat(entry["path"])
+        if stat.S_ISREG(status.st_mode):
+            file_bytes = status.st_size
+    except (OSError, ValueError):
+        pass
+    return {**entry, "file_bytes": file_bytes}
+
+
+def _clients(
+    region: _native.Region, fd: int, clients: list[dict[str, Any]], held: dict[int, Held]
+) -> list[dict[str, Any]]:
+    rows = []
+    for client in clients:
+        slot = client["slot"]
+        alive = liveness.holder_alive(fd, liveness.owner_byte(slot))
+        copiers_alive = liveness.holder_alive(fd, liveness.copiers_byte(slot))
+        # A client that closes gives its slot back, then its lock: dead is only who is still attached.
+        if not alive and region.client_incarnation(slot) != client["incarnation"]:
+            continue
+        rows.append(
+            {
+                **plain(client),
+                "alive": alive,
+                "copiers_alive": copiers_alive,
+                **asdict(held.get(slot, Held())),
+            }
+        )
+    return rows
+
+
+def _pins(blocks: NDArray[Any]) -> dict[str, int]:
+    pinned = (blocks["pins"] != 0).any(axis=1)
+    return {
+        "blocks": int(pinned.sum()),
+        "payload_bytes": int(blocks["payload_bytes"][pinned].sum()),
+    }
+
+
+def _ages(blocks: NDArray[Any], now_ns: int) -> dict[str, Any]:
+    """Per state, how long ago its blocks were claimed or published: least, median, most."""
+    ages: dict[str, Any] = {}
+    for state, state_name in STATE_NAMES.items():
+        column = "claimed_at_ns" if state_name == "claimed" else "published_at_ns"
+        times = np.sort(blocks[column][blocks["state"] == state])
+        if len(times):
+            ages[state_name] = {
+                "since": column,
+                "blocks": len(times),
+                "newest_ns": now_ns - int(times[-1]),
+                "median_ns": now_ns - int(times[len(times) // 2]),
+                "oldest_ns": now_ns - int(times[0]),
+            }
+    return ages
+
+
+def _block(block: Any, now_ns: int) -> dict[str, Any]:
+    key_bytes = min(int(block["key_bytes"]), 32)
+    state = int(block["state"])
+    return {
+        "record": int(block["record"]),
+        "generation": int(block["generation"]),
+        "state": STATE_NAMES.get(state, str(state)),
+        "owner": int(block["owner"]) if STATE_NAMES.get(state) != "ready" else None,
+        "key": bytes(block["key"]).ljust(32, b"\0")[:key_bytes].hex(),
+        "group": int(block["group"]),
+        "namespace_id": int(block["namespace_id"]),
+        "payload_offset": int(block["payload_offset"]),
+        "payload_bytes": int(block["payload_bytes"]),
+        "pinned_by": slots_in(block["pins"]),
+        "touched": int(block["touched"]),
+        "claimed_at_ns": int(block["claimed_at_ns"]),
+        "published_at_ns": int(block["published_at_ns"]),
+        "age_ns": now_ns - int(block["claimed_at_ns"] if state == 1 else block["published_at_ns"]),
+        "parts_done": int(block["parts_done"]),
+        "parts_failed": int(block["parts_failed"]),
+    }
