@@ -8,7 +8,6 @@ the limit is the best of these at that size. "4 KiB" and "huge" are the arena's 
 case; the work hash is over all destinations at the end.
 """
 
-# ruff: noqa: A005 - the name is part of the command line; nothing here is on a path beside stdlib's copy
 from __future__ import annotations
 
 import contextlib
@@ -23,9 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pegashm._native import Copier
+
 from bench import harness, memory
 from bench.reference import Reference
-from pegashm._native import Copier
 
 __all__ = ["measure"]
 
@@ -105,8 +105,8 @@ def measure(options: harness.Options) -> harness.Findings:
             rows.append(runner.result(rounds))
         digest = hashlib.sha256()
         for place in places:
-            digest.update(place.arena.bytes)
-            digest.update(place.loaded.bytes)
+            digest.update(place.arena.bytes.data)
+            digest.update(place.loaded.bytes.data)
     wanted = [row for row in rows if row["block_kib"] >= 64]
     shares = [row["share"] for row in wanted]
     batch_shares = [row["share_batch"] for row in wanted]
@@ -176,7 +176,7 @@ class Runner:
 
         def addresses(buffer: memory.Mapping) -> Words:
             blocks = self.random.permutation(len(buffer.bytes) // size)[: self.block_count]
-            return blocks.astype(np.uint64) * np.uint64(size) + np.uint64(buffer.address)
+            return (blocks * size + buffer.address).astype(np.uint64)
 
         return Pass(
             addresses(receiver), addresses(sender), np.full(self.block_count, size, np.uint64)

@@ -143,7 +143,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     """A table whose first column is text and whose others are figures."""
     made = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        made.add_column(column, justify="right" if index else "left")
+        made.add_column(column, justify="right" if index else "left", no_wrap=index == 0)
     for row in rows:
         made.add_row(*(str(cell) for cell in row))
     return made

@@ -20,11 +20,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pegashm import _native
+
 from bench import memory
 from bench.lookup_keys import KeySet
 from bench.redis_server import Prepacked
 from bench.reference import Reference
-from pegashm import _native
 
 __all__ = ["Setup", "main"]
 
@@ -150,8 +151,8 @@ class Worker:
         )
 
     def offsets(self, places: int, place_bytes: int) -> Words:
-        picked = self.random.integers(0, places, self.setup.batch_keys).astype(np.uint64)
-        return picked * np.uint64(place_bytes)
+        picked = self.random.integers(0, places, self.setup.batch_keys)
+        return (picked * place_bytes).astype(np.uint64)
 
     def check(self, contender: str, answer: bytes, *, hit: bool) -> None:
         """Hits may lack the few keys that the index had no room for; misses are never there."""

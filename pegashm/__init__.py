@@ -21,9 +21,9 @@ __all__ = ["__version__"]
 
 
 def _is_whole(directory: Path) -> bool:
-    """Whether this is an installed package: the native module for this very Python, and the connector."""
+    """Whether this is an installed package: the native module for this very Python, and tools/ inside."""
     built = any((directory / f"_native{suffix}").exists() for suffix in EXTENSION_SUFFIXES)
-    return built and (directory / "connector").is_dir()
+    return built and (directory / "tools").is_dir()
 
 
 def _first_whole(directories: Iterable[Path]) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from enum import IntEnum
 from types import TracebackType
-from typing import Final
+from typing import Final, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ class Mode(IntEnum):
     LOAD_ONLY = 2
 
 
+@final
 class Cache:
     """An attached client of one arena. Thread-safe; close it before the arena's name is purged."""
 
@@ -116,7 +117,9 @@ class Cache:
     def find(self, keys: Sequence[bytes], *, pin: bool = False) -> tuple[_Handles, _Outcomes]:
         return self.client.find(keys, self.namespace_id, pin=pin)
 
-    def find_prefix(self, keys: Sequence[bytes], *, pin: bool = False) -> tuple[_Handles, _Outcomes]:
+    def find_prefix(
+        self, keys: Sequence[bytes], *, pin: bool = False
+    ) -> tuple[_Handles, _Outcomes]:
         return self.client.find_prefix(keys, self.namespace_id, pin=pin)
 
     def claim(self, keys: Sequence[bytes], payload_bytes: int) -> tuple[_Handles, _Outcomes]:
@@ -173,6 +176,7 @@ class Cache:
         self.close()
 
 
+@final
 class Copyist:
     """A process that copies for clients of one arena. Not an index owner: it only reports its parts."""
 
@@ -270,12 +274,14 @@ def _take_slot(arena: Arena) -> int:
     for slot in range(_native.CLIENT_COUNT):
         if not try_lock(arena.control_fd, owner_byte(slot)):
             continue
-        if not try_lock(arena.control_fd, copiers_byte(slot)):  # its owner is dead, its workers are not
+        if not try_lock(arena.control_fd, copiers_byte(slot)):
+            # Its owner is dead, a process that copies for it is not.
             unlock(arena.control_fd, owner_byte(slot))
             continue
         if arena.region.client_incarnation(slot):
             arena.region.reap_client(slot)
-        try_lock(arena.control_fd, copiers_byte(slot), exclusive=False)  # exclusive to shared: no gap
+        # From exclusive to shared in one step: there is no moment without it.
+        try_lock(arena.control_fd, copiers_byte(slot), exclusive=False)
         return slot
     raise ClientsFullError(
         f'arena "{arena.name}" has {_native.CLIENT_COUNT} client slots, all held by living processes: '

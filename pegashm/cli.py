@@ -324,5 +324,4 @@ def dump(arguments: tuple[str, ...]) -> None:
     """Print what is inside an arena: the same as `pegashm-dump`."""
     from pegashm.tools.dump import main as dump_main
 
-    sys.argv = ["pegashm dump", *arguments]
-    sys.exit(dump_main())
+    dump_main(list(arguments), prog_name="pegashm dump")

@@ -36,6 +36,7 @@ from pegashm.errors import (
 )
 from pegashm.layout import UNBOUND, Layout, Place
 from pegashm.liveness import (
+    REGISTRY_BYTE,
     SUPERVISOR_BYTE,
     close_lock_file,
     live_slots,
@@ -64,6 +65,7 @@ _RESERVE_STEP_BYTES: Final = GIB
 _TOUCH_STEP_BYTES: Final = 128 * MIB
 _MADV_POPULATE_WRITE: Final = 23
 _ATTEMPTS: Final = 16
+_REGISTRY_WAIT_SECONDS: Final = 2.0
 
 
 def lock_control(name: str) -> int:
@@ -168,6 +170,8 @@ def purge(name: str, *, force: bool) -> list[str]:
     try:
         if not try_lock(lock_fd, SUPERVISOR_BYTE) and not force:
             raise ArenaBusyError(f"{_busy_message(name, lock_fd)} Stop it first, or add --force")
+        # Whoever attaches holds the registry meanwhile: taken here, nobody slips in after the look.
+        _wait_for_registry(name, lock_fd, force=force)
         slots = live_slots(lock_fd)
         if slots and not force:
             raise ArenaBusyError(
@@ -205,6 +209,17 @@ def set_permissions(descriptor: int, gid: int | None) -> None:
             f"{facts.st_gid if gid is None else gid}: run as their owner (uid {facts.st_uid}) and "
             "as a member of that group, or as root"
         ) from error
+
+
+def _wait_for_registry(name: str, lock_fd: int, *, force: bool) -> None:
+    deadline = time.monotonic() + _REGISTRY_WAIT_SECONDS
+    while not try_lock(lock_fd, REGISTRY_BYTE) and not force:
+        if time.monotonic() > deadline:
+            raise ArenaBusyError(
+                f'a process has been attaching to arena "{name}" for {_REGISTRY_WAIT_SECONDS:g} s: '
+                "stop it first, or add --force"
+            )
+        time.sleep(0.01)
 
 
 def _make_payload(layout: Layout, *, gid: int | None, checkpoint: Checkpoint) -> None:

@@ -17,7 +17,7 @@ __all__ = ["FINGERPRINT_BYTES", "Fact", "Namespace", "namespace_of"]
 
 FINGERPRINT_BYTES: Final = 32
 
-Fact: TypeAlias = "str | int | bool | None | Sequence[Fact] | Mapping[str, Fact]"
+Fact: TypeAlias = "str | int | bool | Sequence[Fact] | Mapping[str, Fact] | None"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -145,15 +145,6 @@ def _alive(client: dict[str, Any]) -> str:
     return "dead, workers live" if client["copiers_alive"] else "dead"
 
 
-def _readable(text: str) -> str:
-    """An engine id is bytes "for people": its hex, and its text where it has one."""
-    try:
-        raw = bytes.fromhex(text).rstrip(b"\0")
-        return raw.decode() if raw else "-"
-    except ValueError:
-        return text
-
-
 ARENA_COLUMNS: tuple[Column, ...] = (
     ("path", lambda row: row["path"]),
     ("bytes", lambda row: format_bytes(row["bytes"])),
@@ -178,7 +169,7 @@ CLIENT_COLUMNS: tuple[Column, ...] = (
     ("is", _alive),
     ("pid", lambda row: str(row["pid"])),
     ("label", lambda row: row["label"]),
-    ("engine", lambda row: _readable(str(row["engine_id"]))),
+    ("engine", lambda row: row["engine_id"] or "-"),
     ("namespace", lambda row: f"{row['namespace_id']:#x}"),
     ("mode", lambda row: MODE_NAMES.get(row["mode"], str(row["mode"]))),
     ("pins", lambda row: f"{row['pins']} ({format_bytes(row['pinned_bytes'])})"),

@@ -18,8 +18,8 @@ class Client {
       : view_(view),
         slot_(slot),
         // calloc: untouched pages cost nothing, so attaching stays O(1) in the pool's size.
-        pin_counts_(static_cast<uint32_t*>(
-            std::calloc(view.geometry.record_count, sizeof(uint32_t)))),
+        pin_counts_(
+            static_cast<uint32_t*>(std::calloc(view.geometry.record_count, sizeof(uint32_t)))),
         room_(view_, slot) {}
   ~Client() { std::free(pin_counts_); }
   Client(const Client&) = delete;
@@ -78,8 +78,7 @@ class Client {
   }
 
   // Where blocks that this client has pinned or claimed lie; 0, 0 for any other.
-  void locate(const uint64_t* handles, uint32_t size, uint64_t* offsets,
-              uint64_t* bytes) noexcept {
+  void locate(const uint64_t* handles, uint32_t size, uint64_t* offsets, uint64_t* bytes) noexcept {
     for (uint32_t i = 0; i < size; ++i) {
       offsets[i] = bytes[i] = 0;
       if (!known(handles[i])) continue;
@@ -92,8 +91,8 @@ class Client {
       const uint64_t offset = load_acquire(block.payload_offset);
       const uint64_t length = load_acquire(block.payload_bytes);
       const uint64_t total = view_.geometry.payload_bytes;
-      if (offset % page_bytes_small != 0 || length > total ||
-          offset > total - length || length > view_.geometry.segment_bytes) {
+      if (offset % page_bytes_small != 0 || length > total || offset > total - length ||
+          length > view_.geometry.segment_bytes) {
         continue;  // damaged: as good as gone
       }
       offsets[i] = offset;
@@ -176,8 +175,7 @@ class Client {
   void evict(const uint64_t* handles, uint32_t size, Outcome* outcomes) noexcept {
     const std::lock_guard guard(mutex_);
     for (uint32_t i = 0; i < size; ++i) {
-      outcomes[i] =
-          known(handles[i]) ? evict_block(view_, slot_, handles[i]) : Outcome::missing;
+      outcomes[i] = known(handles[i]) ? evict_block(view_, slot_, handles[i]) : Outcome::missing;
     }
   }
 

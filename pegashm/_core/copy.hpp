@@ -125,9 +125,12 @@ inline void copy_run(CopyMethod method, uint64_t to, uint64_t from, uint64_t byt
     method = bytes >= streaming_bytes_min ? CopyMethod::streaming : CopyMethod::memcpy;
   }
   switch (method) {
-    case CopyMethod::streaming: return copy_streaming(target, source, bytes);
-    case CopyMethod::rep_movsb: return copy_rep_movsb(target, source, bytes);
-    default: return copy_memcpy(target, source, bytes);
+    case CopyMethod::streaming:
+      return copy_streaming(target, source, bytes);
+    case CopyMethod::rep_movsb:
+      return copy_rep_movsb(target, source, bytes);
+    default:
+      return copy_memcpy(target, source, bytes);
   }
 }
 
@@ -217,7 +220,8 @@ class Copier {
     for (;;) {
       const uint64_t piece = next_run_.fetch_add(1);
       for (; run < batch.count; ++run) {
-        const uint64_t pieces = std::max<uint64_t>(1, (batch.bytes[run] + piece_bytes - 1) / piece_bytes);
+        const uint64_t pieces =
+            std::max<uint64_t>(1, (batch.bytes[run] + piece_bytes - 1) / piece_bytes);
         if (piece < pieces_before + pieces) break;
         pieces_before += pieces;
       }

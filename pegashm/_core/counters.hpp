@@ -11,38 +11,54 @@
 namespace pegashm {
 
 enum class Counter : uint32_t {
-  lookups,             // keys asked for
-  hits,                // keys found READY
-  misses,              // keys not found
-  misses_pending,      // of those: claimed by somebody, not published yet
-  claims,              // blocks claimed
-  claims_existing,     // claims refused: there already, or being written
-  claims_no_space,     // claims refused: nothing free, nothing evictable
-  claims_quota,        // claims refused: namespace at its maximum
-  claims_other,        // claims refused: too large, index full
-  publishes,           // blocks published
+  lookups,  // keys asked for
+  hits,  // keys found READY
+  misses,  // keys not found
+  misses_pending,  // of those: claimed by somebody, not published yet
+  claims,  // blocks claimed
+  claims_existing,  // claims refused: there already, or being written
+  claims_no_space,  // claims refused: nothing free, nothing evictable
+  claims_quota,  // claims refused: namespace at its maximum
+  claims_other,  // claims refused: too large, index full
+  publishes,  // blocks published
   publishes_incomplete,  // claims dropped at publish: a part was missing or failed
-  abandons,            // claims given back
-  evictions,           // blocks evicted
-  evictions_pinned,    // eviction attempts that met a pin
-  segments_changed,    // segments moved to another stride
-  clients_attached,    // attaches ever
-  clients_reaped,      // dead clients undone
-  claims_reaped,       // blocks taken back from dead clients
-  pins_reaped,         // pins cleared of dead clients
-  loads_failed,        // copies out of the arena whose block had changed meanwhile
-  bytes_stored,        // payload bytes copied in
-  bytes_loaded,        // payload bytes copied out
+  abandons,  // claims given back
+  evictions,  // blocks evicted
+  evictions_pinned,  // eviction attempts that met a pin
+  segments_changed,  // segments moved to another stride
+  clients_attached,  // attaches ever
+  clients_reaped,  // dead clients undone
+  claims_reaped,  // blocks taken back from dead clients
+  pins_reaped,  // pins cleared of dead clients
+  loads_failed,  // copies out of the arena whose block had changed meanwhile
+  bytes_stored,  // payload bytes copied in
+  bytes_loaded,  // payload bytes copied out
   count_,
 };
 
 inline constexpr const char* counter_keys[] = {
-    "lookups",          "hits",           "misses",           "misses_pending",
-    "claims",           "claims_existing", "claims_no_space", "claims_quota",
-    "claims_other",     "publishes",      "publishes_incomplete", "abandons",
-    "evictions",        "evictions_pinned", "segments_changed", "clients_attached",
-    "clients_reaped",   "claims_reaped",  "pins_reaped",      "loads_failed",
-    "bytes_stored",     "bytes_loaded",
+    "lookups",
+    "hits",
+    "misses",
+    "misses_pending",
+    "claims",
+    "claims_existing",
+    "claims_no_space",
+    "claims_quota",
+    "claims_other",
+    "publishes",
+    "publishes_incomplete",
+    "abandons",
+    "evictions",
+    "evictions_pinned",
+    "segments_changed",
+    "clients_attached",
+    "clients_reaped",
+    "claims_reaped",
+    "pins_reaped",
+    "loads_failed",
+    "bytes_stored",
+    "bytes_loaded",
 };
 static_assert(sizeof counter_keys / sizeof *counter_keys == static_cast<uint32_t>(Counter::count_));
 static_assert(static_cast<uint32_t>(Counter::count_) <= counter_count);

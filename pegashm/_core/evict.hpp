@@ -76,7 +76,8 @@ class LruPolicy {
   void gather_blocks(const View& view, uint32_t segment, uint32_t capacity) noexcept {
     const uint32_t first = view.first_record(segment);
     for (uint32_t record = first; record < first + capacity; ++record) {
-      const uint64_t touch = load_relaxed(view.touched(record));  // SYNC none: a guess, checked later
+      const uint64_t touch =
+          load_relaxed(view.touched(record));  // SYNC none: a guess, checked later
       if (touch == 0 || (count_ == candidates_max && touch >= candidates_[0].touch)) continue;
       if (only_namespace_ != 0 &&
           identity_namespace(load_acquire(view.block(record).identity)) != only_namespace_) {

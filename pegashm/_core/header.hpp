@@ -17,12 +17,12 @@ namespace pegashm {
 // Why a header was refused; the binding adds both values to the message.
 enum class HeaderFault : uint8_t {
   none = 0,
-  not_ready = 1,       // magic still 0
-  foreign = 2,         // magic of something else
-  version = 3,         // other major version
-  signature = 4,       // other sizes or offsets
-  truncated = 5,       // the file is shorter than it says
-  inconsistent = 6,    // fields contradict each other: damaged
+  not_ready = 1,  // magic still 0
+  foreign = 2,  // magic of something else
+  version = 3,  // other major version
+  signature = 4,  // other sizes or offsets
+  truncated = 5,  // the file is shorter than it says
+  inconsistent = 6,  // fields contradict each other: damaged
 };
 
 inline void write_header(Header& header, const Geometry& geometry) noexcept {

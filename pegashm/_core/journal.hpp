@@ -17,7 +17,8 @@ inline void append(const View& view, Event event, const Key& key, uint64_t handl
   // SYNC journal: the entry is closed (0) before and opened (sequence) after its fields; every field is
   // released, so that a reader who saw a new field also sees the closing. Pairs with read_event().
   store_release(entry.sequence, 0);
-  store_release(entry.what, uint64_t{static_cast<uint8_t>(event)} | (key.identity >> 48 & 0xFF) << 8 |
+  store_release(entry.what, uint64_t{static_cast<uint8_t>(event)} |
+                                (key.identity >> 48 & 0xFF) << 8 |
                                 (key.identity >> 32 & 0xFFFF) << 16 | key.identity << 32);
   store_release(entry.handle, handle);
   for (uint32_t i = 0; i < key_words; ++i) store_release(entry.key[i], key.words[i]);

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <type_traits>
 
 namespace pegashm {
@@ -166,7 +167,8 @@ struct Key {
   uint64_t identity;
 };
 
-constexpr uint64_t make_identity(uint32_t namespace_id, uint16_t group, uint8_t key_bytes) noexcept {
+constexpr uint64_t make_identity(uint32_t namespace_id, uint16_t group,
+                                 uint8_t key_bytes) noexcept {
   return uint64_t{namespace_id} | uint64_t{group} << 32 | uint64_t{key_bytes} << 48;
 }
 constexpr uint32_t identity_namespace(uint64_t identity) noexcept {
@@ -194,16 +196,27 @@ constexpr uint64_t mix(uint64_t hash, uint64_t value) noexcept {
 // Hash of this build's sizes and offsets: two builds that differ in any cannot share a region.
 constexpr uint64_t compute_layout_signature() noexcept {
   uint64_t hash = 0x5045474153484D31;
-  for (const uint64_t value :
-       {uint64_t{cache_line_bytes}, uint64_t{sizeof(Header)}, uint64_t{sizeof(ArenaEntry)},
-        uint64_t{sizeof(NamespaceEntry)}, uint64_t{namespace_count}, uint64_t{sizeof(ClientSlot)},
-        uint64_t{client_count}, uint64_t{sizeof(CounterLabel)}, uint64_t{counter_count},
-        uint64_t{sizeof(Segment)}, uint64_t{sizeof(Block)}, uint64_t{sizeof(Bucket)},
-        uint64_t{sizeof(JournalEntry)}, uint64_t{offsetof(Block, identity)},
-        uint64_t{offsetof(Block, pins)}, uint64_t{offsetof(Block, parts)},
-        uint64_t{offsetof(Header, segments_ready)}, uint64_t{offsetof(Header, access_clock)},
-        uint64_t{offsetof(Header, journal_head)}, uint64_t{offsetof(Header, freed_clock)},
-        uint64_t{offsetof(Header, arenas)}}) {
+  for (const uint64_t value : {uint64_t{cache_line_bytes},
+                               uint64_t{sizeof(Header)},
+                               uint64_t{sizeof(ArenaEntry)},
+                               uint64_t{sizeof(NamespaceEntry)},
+                               uint64_t{namespace_count},
+                               uint64_t{sizeof(ClientSlot)},
+                               uint64_t{client_count},
+                               uint64_t{sizeof(CounterLabel)},
+                               uint64_t{counter_count},
+                               uint64_t{sizeof(Segment)},
+                               uint64_t{sizeof(Block)},
+                               uint64_t{sizeof(Bucket)},
+                               uint64_t{sizeof(JournalEntry)},
+                               uint64_t{offsetof(Block, identity)},
+                               uint64_t{offsetof(Block, pins)},
+                               uint64_t{offsetof(Block, parts)},
+                               uint64_t{offsetof(Header, segments_ready)},
+                               uint64_t{offsetof(Header, access_clock)},
+                               uint64_t{offsetof(Header, journal_head)},
+                               uint64_t{offsetof(Header, freed_clock)},
+                               uint64_t{offsetof(Header, arenas)}}) {
     hash = mix(hash, value);
   }
   return hash;
@@ -263,8 +276,8 @@ inline bool plan_geometry(uint64_t segment_bytes, uint64_t block_bytes_min, uint
   // Half full at most: with two choices of eight entries, overflow is then a matter of astronomy.
   out.bucket_count = power_of_two_at_least(record_count * 2 / entries_per_bucket);
   const uint64_t journal_wanted = power_of_two_at_least(record_count);
-  out.journal_entry_count = journal_wanted < 1024 ? 1024
-                            : journal_wanted > (1u << 18) ? (1u << 18) : journal_wanted;
+  out.journal_entry_count =
+      journal_wanted<1024 ? 1024 : journal_wanted>(1u << 18) ? (1u << 18) : journal_wanted;
 
   uint64_t end = sizeof(Header);
   const auto place = [&end](uint64_t bytes) noexcept {

@@ -4,12 +4,12 @@
 // block. Mapping costs the same whatever the size: no page is touched. Functions return an errno, 0 for ok.
 #pragma once
 
-#include <cerrno>
-#include <cstdint>
-
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include <cerrno>
+#include <cstdint>
 
 namespace pegashm {
 
@@ -51,7 +51,8 @@ inline int map_together(const int* fds, const uint64_t* sizes, uint32_t count, b
   out = {reinterpret_cast<uint8_t*>(aligned), total, static_cast<uint8_t*>(range), range_bytes};
   uint8_t* next = out.address;
   for (uint32_t i = 0; i < count; ++i) {
-    if (mmap(next, sizes[i], protection(writable), MAP_SHARED | MAP_FIXED, fds[i], 0) == MAP_FAILED) {
+    if (mmap(next, sizes[i], protection(writable), MAP_SHARED | MAP_FIXED, fds[i], 0) ==
+        MAP_FAILED) {
       const int error = errno;
       unmap(out);
       return error;
@@ -65,7 +66,8 @@ inline int populate_pages(uint8_t* address, uint64_t bytes) noexcept {
   constexpr int populate_write = 23;  // MADV_POPULATE_WRITE, Linux 5.14
   if (madvise(address, bytes, populate_write) == 0) return 0;
   if (errno != EINVAL) return errno;
-  const long page = sysconf(_SC_PAGESIZE);  // an older kernel: touch each page, keeping what is there
+  const long page =
+      sysconf(_SC_PAGESIZE);  // an older kernel: touch each page, keeping what is there
   for (uint64_t offset = 0; offset < bytes; offset += static_cast<uint64_t>(page)) {
     __atomic_fetch_or(address + offset, uint8_t{0}, __ATOMIC_RELAXED);
   }

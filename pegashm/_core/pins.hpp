@@ -17,7 +17,8 @@ inline bool set_pin(const View& view, uint32_t slot, uint64_t handle) noexcept {
   // SYNC pin/evict, reader's side: bit, then state. Pairs with begin_evict(). Death rows 7, 8.
   or_seq(block.pins[slot / 64], pin_bit(slot));
   const uint64_t state = load_seq(block.state);
-  return block_tag(state) == BlockTag::ready && block_generation(state) == handle_generation(handle);
+  return block_tag(state) == BlockTag::ready &&
+         block_generation(state) == handle_generation(handle);
 }
 
 inline void clear_pin(const View& view, uint32_t slot, uint32_t record) noexcept {

@@ -46,7 +46,8 @@ inline int32_t choose_namespace_slot(const View& view, const NamespaceRequest& r
     if (!namespace_live(state)) return static_cast<int32_t>(slot);
     if (is_in_use(request, namespace_id(namespace_generation(state), slot))) continue;
     const bool empty = load_relaxed(entry.resident_bytes) == 0;
-    const uint64_t rank = (load_relaxed(entry.attached_at_ns) >> 1) | (empty ? 0 : uint64_t{1} << 63);
+    const uint64_t rank =
+        (load_relaxed(entry.attached_at_ns) >> 1) | (empty ? 0 : uint64_t{1} << 63);
     if (rank < best_rank) {
       best_rank = rank;
       best = static_cast<int32_t>(slot);
@@ -60,7 +61,8 @@ inline uint32_t register_namespace(const View& view, const NamespaceRequest& req
   for (uint32_t slot = 0; slot < namespace_count; ++slot) {
     NamespaceEntry& entry = view.name_space(slot);
     const uint64_t state = load_acquire(entry.state);
-    if (!namespace_live(state) || std::memcmp(entry.fingerprint, request.fingerprint, 32) != 0) continue;
+    if (!namespace_live(state) || std::memcmp(entry.fingerprint, request.fingerprint, 32) != 0)
+      continue;
     store_release(entry.attached_at_ns, request.now_ns);
     store_release(entry.reserved_bytes, request.reserved_bytes);
     store_release(entry.maximum_bytes, request.maximum_bytes);
@@ -97,7 +99,8 @@ struct ClientRequest {
 };
 
 // Returns the incarnation. The slot must be free (reaped) and its owner lock held.
-inline uint64_t attach_client(const View& view, uint32_t slot, const ClientRequest& request) noexcept {
+inline uint64_t attach_client(const View& view, uint32_t slot,
+                              const ClientRequest& request) noexcept {
   ClientSlot& client = view.client(slot);
   const uint64_t incarnation = client_incarnation(load_acquire(client.state)) + 1;
   client.pid = request.pid;

@@ -56,7 +56,8 @@ inline void reap_record(const View& view, uint32_t slot, uint32_t record, Repair
 }
 
 // Puts back a segment that `slot` was changing: nothing was claimed in it, its old blocks still stand.
-inline void reap_segment(const View& view, uint32_t slot, uint32_t segment, Repaired& done) noexcept {
+inline void reap_segment(const View& view, uint32_t slot, uint32_t segment,
+                         Repaired& done) noexcept {
   Segment& entry = view.segment(segment);
   const uint64_t state = load_acquire(entry.state);
   if (segment_tag(state) != SegmentTag::changing || segment_owner(state) != slot) return;
@@ -64,8 +65,7 @@ inline void reap_segment(const View& view, uint32_t slot, uint32_t segment, Repa
   const SegmentTag before = stride == 0 ? SegmentTag::unassigned : SegmentTag::assigned;
   write_free_bits(view, segment,
                   stride == 0 ? 0 : segment_capacity(view.geometry, segment, stride));
-  if (cas_seq(entry.state, state,
-              segment_state(before, 0, segment_epoch(state) + 1, stride))) {
+  if (cas_seq(entry.state, state, segment_state(before, 0, segment_epoch(state) + 1, stride))) {
     ++done.segments;
   }
 }

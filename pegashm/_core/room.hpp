@@ -21,7 +21,7 @@ inline uint64_t clock_ns(clockid_t clock) noexcept {
 struct FreeCursor {
   uint64_t stride = 0;
   uint64_t exhausted_at = ~uint64_t{0};  // freed_clock when the last full search found nothing
-  uint32_t ready = 0;                    // segments_ready at that search
+  uint32_t ready = 0;  // segments_ready at that search
   uint32_t segment = 0;
 };
 

@@ -74,8 +74,7 @@ inline bool change_segment(const View& view, uint32_t slot, uint32_t segment, ui
     return false;
   }
   write_free_bits(view, segment, capacity);
-  if (!cas_seq(entry.state, changing,
-               segment_state(SegmentTag::assigned, 0, epoch, stride))) {
+  if (!cas_seq(entry.state, changing, segment_state(SegmentTag::assigned, 0, epoch, stride))) {
     return false;
   }
   count(view, Counter::segments_changed);

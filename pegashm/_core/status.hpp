@@ -7,14 +7,14 @@ namespace pegashm {
 
 enum class Outcome : uint8_t {
   ok = 0,
-  missing = 1,     // no such block, or the handle's generation is over
-  pending = 2,     // another client has claimed the key and not published it yet
-  exists = 3,      // a READY block with this key is there already
-  no_space = 4,    // nothing free and nothing evictable
-  quota = 5,       // the namespace is at its maximum and none of its own is evictable
-  too_large = 6,   // no segment can hold such a payload
+  missing = 1,  // no such block, or the handle's generation is over
+  pending = 2,  // another client has claimed the key and not published it yet
+  exists = 3,  // a READY block with this key is there already
+  no_space = 4,  // nothing free and nothing evictable
+  quota = 5,  // the namespace is at its maximum and none of its own is evictable
+  too_large = 6,  // no segment can hold such a payload
   index_full = 7,  // both candidate buckets are full of live entries
-  pinned = 8,      // somebody holds a pin
+  pinned = 8,  // somebody holds a pin
   incomplete = 9,  // fewer parts written than expected, or a part failed
 };
 

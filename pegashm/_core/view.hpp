@@ -41,12 +41,16 @@ struct View {
   uint64_t& touched(uint32_t record) const noexcept {
     return at<uint64_t>(geometry.touches_offset, record);
   }
-  Bucket& bucket(uint64_t index) const noexcept { return at<Bucket>(geometry.buckets_offset, index); }
+  Bucket& bucket(uint64_t index) const noexcept {
+    return at<Bucket>(geometry.buckets_offset, index);
+  }
   JournalEntry& journal(uint64_t sequence) const noexcept {
     return at<JournalEntry>(geometry.journal_offset, sequence & (geometry.journal_entry_count - 1));
   }
 
-  uint32_t segment_of(uint32_t record) const noexcept { return record / geometry.records_per_segment; }
+  uint32_t segment_of(uint32_t record) const noexcept {
+    return record / geometry.records_per_segment;
+  }
   uint32_t first_record(uint32_t segment) const noexcept {
     return segment * geometry.records_per_segment;
   }

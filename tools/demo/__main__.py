@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -53,6 +54,13 @@ class Story:
 
     def say(self, text: str) -> None:
         self.console.print(f"[dim]{time.monotonic() - self.began:5.1f} s[/]  {text}")
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Something that takes a while: a line, and on a terminal a sign of life below it."""
+        self.say(text)
+        with self.console.status("[dim]waiting...[/]"):
+            yield
 
     def model(self) -> Path:
         path = self.folder / "model"
@@ -109,35 +117,35 @@ class Story:
 
 
 def tell(story: Story) -> None:
-    story.say("making a tiny model with random weights (no download)")
-    model = story.model()
+    with story.waiting("making a tiny model with random weights (no download)"):
+        model = story.model()
     supervisor = story.supervisor()
     story.say(
         f"supervisor {supervisor.pid}: arena [bold]{story.arena_name}[/] of {ARENA_SIZE} is ready"
     )
 
-    story.say("starting an engine without PegaShm, and engine A (15 to 40 s)")
-    alone = story.engine("without", model, attached=False)
-    a = story.engine("A", model)
-    alone.wait_ready()
+    with story.waiting("starting an engine without PegaShm, and engine A (15 to 40 s)"):
+        alone = story.engine("without", model, attached=False)
+        a = story.engine("A", model)
+        alone.wait_ready()
+        a.wait_ready()
     for prompt, token_ids in story.prompts.items():
         story.reference[prompt] = alone.ask(token_ids)
     alone.stop()
-    a.wait_ready()
     story.compare(a, "1")
     a.kill()
     story.say("[bold red]SIGKILL[/] to engine A")
 
-    story.say("starting engine B")
-    b = story.engine("B", model)
-    b.wait_ready()
+    with story.waiting("starting engine B"):
+        b = story.engine("B", model)
+        b.wait_ready()
     story.compare(b, "1", stored_by="A (dead)")
 
     supervisor.kill()
     story.say("[bold red]SIGKILL[/] to the supervisor: nobody watches the arena now")
-    story.say("starting engine C all the same")
-    c = story.engine("C", model)
-    c.wait_ready()
+    with story.waiting("starting engine C all the same"):
+        c = story.engine("C", model)
+        c.wait_ready()
     story.compare(c, "2")
     story.compare(b, "2", stored_by="C")
     story.compare(b, "3")

@@ -1,0 +1,61 @@
+"""Do the benches still run? Each in its smallest extent, as a user types it; figures are not judged.
+
+Checked is what later readers rely on: exit status 0, the last line one JSON object with the bench's own figures, a
+hash of the work done, and nothing left behind (mounts, shared memory).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FIGURES = {
+    "attach": {"attach_ms", "ratio_largest"},
+    "copy": {"share_median", "share_min", "share_batch_median"},
+    "lookup": {"cold_hits", "hot_misses"},
+}
+SECONDS_MAX = 100
+
+
+def left_behind() -> set[str]:
+    """Mounts and shared-memory objects of benches."""
+    mounts = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
+    found = {line for line in mounts if "pegashm-bench" in line}
+    return found | {name for name in os.listdir("/dev/shm") if "pegashm.bench-" in name}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_runs_and_ends_with_one_json_object(name: str) -> None:
+    """The question, machine, command, limits and hash stand above the JSON; nothing stays behind."""
+    before = left_behind()
+
+    done = subprocess.run(
+        [sys.executable, "-m", f"bench.{name}", "--smoke"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+
+    assert 0 == done.returncode, done.stderr
+    for said in (
+        "machine: ",
+        f"command: python -m bench.{name} --smoke",
+        "not shown: ",
+        "work done: ",
+    ):
+        assert said in done.stdout
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert name == result["bench"]
+    assert "smoke" == result["extent"]
+    assert FIGURES[name] <= result.keys()
+    assert result["results"]
+    assert result["work_hash"]
+    assert {"cpu", "cores", "load", "load_after"} <= result["machine"].keys()
+    assert left_behind() <= before

@@ -1,0 +1,235 @@
+"""Does pegashm-dump tell the truth about a live, an abandoned and a damaged arena, with the right exit?
+
+Runs the real command in a process of its own and reads what a person or a script would read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pegashm import liveness
+from pegashm.arena import open_arena
+from pegashm.cache import Cache, Copyist
+from pegashm.names import SHM_DIRECTORY, control_path, payload_path
+
+from tests.format.spec import Stranger, fields_of
+from tests.tools.scenes import CLAIMED_KEY, FENCE, KEYS, PAYLOAD_BYTES, client_process, fill
+
+MakeArena = Callable[..., str]
+OK, FINDING, CANNOT_TELL = 0, 1, 2
+
+
+def dump(name: str, *options: str, expect: int) -> str:
+    """What pegashm-dump prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pegashm.tools.dump", "--name", name, *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )
+    assert expect == done.returncode, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def document(name: str, *options: str, expect: int) -> dict[str, Any]:
+    """The same as JSON: one document on one line, and nothing else."""
+    (line,) = dump(name, "--json", *options, expect=expect).splitlines()
+    read: dict[str, Any] = json.loads(line)
+    assert expect == read["exit_status"]
+    return read
+
+
+def kinds(read: dict[str, Any]) -> list[str]:
+    return [finding["kind"] for finding in read["findings"]]
+
+
+def test_live_arena(arena_name: MakeArena) -> None:
+    """A living client: everything it has and holds is shown, and nothing is a finding."""
+    name = arena_name()
+    with client_process(name) as child:
+        read = document(name, "--blocks", expect=OK)
+        printed = dump(name, "--blocks", expect=OK)
+    (client,) = read["clients"]
+    assert (True, child.pid, 2, 1) == tuple(client[key] for key in ("alive", "pid", "pins", "claims"))
+    assert PAYLOAD_BYTES == client["claimed_bytes"]
+    assert {"claimed": 1, "ready": 6} == {state: read["tally"][state] for state in ("claimed", "ready")}
+    assert "ok" == read["verdict"]
+    assert not read["supervisor"]["alive"]
+    (fence,) = read["namespaces"]
+    assert FENCE.fingerprint.hex() == fence["fingerprint"]
+    assert 7 == fence["blocks"] == len(read["blocks"])
+    assert {"blocks": 2, "payload_bytes": 2 * PAYLOAD_BYTES} == read["pins"]
+    keys = {block["key"]: block for block in read["blocks"]}
+    assert {key[:-4].hex() for key in (*KEYS, CLAIMED_KEY)} == set(keys)
+    assert [client["slot"]] == keys[KEYS[0][:-4].hex()]["pinned_by"]
+    assert "claimed" == keys[CLAIMED_KEY[:-4].hex()]["state"]
+    counters = {counter["key"]: counter["value"] for counter in read["counters"]}
+    assert (7, 6) == (counters["claims"], counters["publishes"])
+    assert KEYS[0][:-4].hex() in printed
+    assert "a client" in printed
+
+
+def test_text_from_shared_memory_cannot_move_the_cursor(arena_name: MakeArena) -> None:
+    """A label with markup and an escape sequence is shown, not obeyed."""
+    name = arena_name()
+    with Cache.attach(name, namespace=FENCE):
+        printed = dump(name, expect=OK)
+    assert "\x1b" not in printed
+    assert "scene [bold]model\\x1b[31m" in printed
+
+
+def test_abandoned_arena(arena_name: MakeArena) -> None:
+    """A client killed while it held things is a finding, until somebody reaps it."""
+    name = arena_name()
+    with client_process(name) as child:
+        child.kill()
+        child.wait()
+        read = document(name, expect=FINDING)
+        assert ["dead_client"] == kinds(read)
+        assert not read["clients"][0]["alive"]
+        assert "dead_client" in dump(name, expect=FINDING)
+    with Cache.attach(name, namespace=FENCE) as cache:
+        cache.reap_dead()
+    read = document(name, expect=OK)
+    assert [] == read["clients"]
+    assert (0, 6) == (read["tally"]["claimed"], read["tally"]["ready"])
+
+
+def test_dead_client_whose_worker_lives_is_no_finding(arena_name: MakeArena) -> None:
+    """Its blocks have to wait for the worker; nobody needs to do anything."""
+    name = arena_name()
+    with client_process(name) as child, Copyist.open(name) as worker:
+        (client,) = worker.region.clients()
+        assert worker.serve(worker.region_id, client["slot"], client["incarnation"])
+        child.kill()
+        child.wait()
+        read = document(name, expect=OK)
+        assert (False, True) == (read["clients"][0]["alive"], read["clients"][0]["copiers_alive"])
+        assert "workers live" in dump(name, expect=OK)
+    assert ["dead_client"] == kinds(document(name, expect=FINDING))
+
+
+def test_dead_client_that_held_nothing_is_no_finding(arena_name: MakeArena) -> None:
+    name = arena_name()
+    with open_arena(name) as arena:
+        arena.region.attach_client(
+            7, pid=1, started_at=1, now_ns=1, namespace_id=0, mode=0, engine_id=b"", label=""
+        )
+    read = document(name, expect=OK)
+    assert [(7, False)] == [(client["slot"], client["alive"]) for client in read["clients"]]
+
+
+def test_supervisor_is_told_by_its_lock(arena_name: MakeArena) -> None:
+    name = arena_name()
+    descriptor = liveness.open_lock_file(name)
+    assert liveness.try_lock(descriptor, liveness.SUPERVISOR_BYTE)
+    assert document(name, expect=OK)["supervisor"]["alive"]
+    liveness.close_lock_file(descriptor)
+    assert not document(name, expect=OK)["supervisor"]["alive"]
+
+
+def test_empty_arena(arena_name: MakeArena) -> None:
+    read = document(arena_name(), "--blocks", expect=OK)
+    assert ([], [], []) == (read["clients"], read["namespaces"], read["blocks"])
+    assert read["tally"]["free"] == read["tally"]["record_count"]
+
+
+def test_missing_arena() -> None:
+    read = document("test-no-such-arena", expect=CANNOT_TELL)
+    assert "pegashm serve" in read["error"]
+    assert "pegashm serve" in dump("test-no-such-arena", expect=CANNOT_TELL)
+    dump("test-no-such-arena", "--follow", expect=CANNOT_TELL)
+    assert document("no/name", expect=CANNOT_TELL)["error"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("magic", 0), ("format_major", 77), ("layout_signature", 1), ("bucket_count", 3)]
+)
+def test_refused_header_is_printed_all_the_same(
+    arena_name: MakeArena, field: str, value: int
+) -> None:
+    name = arena_name()
+    place = next(row for row in fields_of("Header") if row.name == field)
+    with Path(control_path(name)).open("r+b") as control:
+        control.seek(place.offset)
+        control.write(value.to_bytes(place.size, "little"))
+    read = document(name, expect=CANNOT_TELL)
+    assert value == read["header"][field]
+    assert read["error"]
+    assert f"{field}: {value}" in dump(name, expect=CANNOT_TELL)
+
+
+@pytest.mark.parametrize("kept", [0, 100, 4096, 9000])
+def test_truncated_control_file(arena_name: MakeArena, kept: int) -> None:
+    name = arena_name()
+    os.truncate(control_path(name), kept)
+    assert document(name, expect=CANNOT_TELL)["error"]
+    dump(name, expect=CANNOT_TELL)
+
+
+@pytest.mark.parametrize("kept", [None, 4096])
+def test_payload_arena_missing_or_short(arena_name: MakeArena, kept: int | None) -> None:
+    name = arena_name()
+    path = payload_path(name, SHM_DIRECTORY, 0)
+    os.unlink(path) if kept is None else os.truncate(path, kept)
+    read = document(name, expect=FINDING)
+    assert ["arena_missing"] == kinds(read)
+    assert path in read["findings"][0]["text"]
+
+
+def test_damaged_records_are_a_finding(arena_name: MakeArena) -> None:
+    """A state word that cannot be, a claim and a pin of nobody: each is named."""
+    name = arena_name()
+    stranger = Stranger(Path(control_path(name)).read_bytes())
+    blocks = stranger.number("blocks_offset")
+    with Path(control_path(name)).open("r+b") as control:
+        control.seek(blocks)
+        control.write((0xEE | 5 << 24).to_bytes(8, "little"))
+        control.seek(blocks + 128)
+        control.write((1 | 99 << 8 | 5 << 24).to_bytes(8, "little"))
+        control.seek(blocks + 2 * 128)
+        control.write((2 | 5 << 24).to_bytes(8, "little"))
+        control.seek(blocks + 2 * 128 + 64)
+        control.write((1 << 3).to_bytes(8, "little"))
+    read = document(name, "--blocks", expect=FINDING)
+    assert 1 == read["tally"]["damaged"]
+    assert {"damaged_records", "orphan"} == set(kinds(read))
+    assert {(1, 99), (2, 3)} == {(entry["record"], entry["slot"]) for entry in read["orphans"]}
+    dump(name, "--blocks", expect=FINDING)
+
+
+def test_random_bytes_after_the_header(arena_name: MakeArena, chance: Any) -> None:
+    """Whatever stands in the tables, the answer is a document and an exit status."""
+    name = arena_name()
+    path = Path(control_path(name))
+    size = path.stat().st_size
+    for start in (4096, 8192, size // 2):
+        with path.open("r+b") as control:
+            control.seek(start)
+            control.write(chance.randbytes(size - start))
+        document(name, "--blocks", expect=FINDING)
+        dump(name, "--blocks", expect=FINDING)
+        dump(name, "--follow", "--seconds", "0.1", expect=OK)
+        dump(name, "--follow", "--seconds", "0.1", "--json", expect=OK)
+
+
+def test_dump_writes_nothing(arena_name: MakeArena) -> None:
+    """Not a byte of the control region changes, and a file one may only read will do."""
+    name = arena_name()
+    with Cache.attach(name, namespace=FENCE) as cache:
+        fill(cache)
+        before = Path(control_path(name)).read_bytes()
+        dump(name, "--blocks", expect=OK)
+        dump(name, "--follow", "--seconds", "0.1", expect=OK)
+        assert before == Path(control_path(name)).read_bytes()
