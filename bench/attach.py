@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from pegashm._native import OK
 from pegashm.cache import Cache
@@ -32,6 +32,7 @@ MIB, GIB = 1 << 20, 1 << 30
 SPARE_BYTES = 2 * GIB  # left to the rest of the machine beside what is measured
 FILL_BATCH = 4096
 QUICK_SECONDS = 40  # in a quick run, later sizes are left out after this
+Samples: TypeAlias = dict[str, list[dict[str, float]]]
 KINDS = {"own_small": "small", "own_huge": "huge"}
 QUESTION = (
     "How long does attaching to a populated arena take, against making as much memory of one's own?"
@@ -45,45 +46,19 @@ NOT_SHOWN = (
 
 def measure(options: harness.Options) -> harness.Findings:
     sizes = options.pick((1 * GIB, 4 * GIB, 16 * GIB), (1 * GIB, 4 * GIB), (64 * MIB, 256 * MIB))
-    attaches = options.pick(25, 11, 3)
-    own_runs = options.pick(2, 1, 1)  # before and after the arena, each
-    kinds = list(KINDS)
     notes: list[str] = []
     rows: list[dict[str, Any]] = []
     digest = hashlib.sha256()
     started = time.monotonic()
     for size in sizes:
         label = f"{size // GIB} GiB" if size >= GIB else f"{size // MIB} MiB"
-        if size + SPARE_BYTES > harness.free_bytes():
-            free = harness.free_bytes() / GIB
-            notes.append(f"{label} left out: it does not fit ({free:.1f} GiB are free)")
-            continue
-        if options.quick and rows and time.monotonic() - started > QUICK_SECONDS / 2:
+        free = harness.free_bytes()
+        if size + SPARE_BYTES > free:
+            notes.append(f"{label} left out: it does not fit ({free / GIB:.1f} GiB are free)")
+        elif options.quick and rows and time.monotonic() - started > QUICK_SECONDS / 2:
             notes.append(f"{label} left out: --quick has used its time")
-            continue
-        samples: dict[str, list[dict[str, float]]] = {kind: [] for kind in [*kinds, "attach"]}
-
-        def own(size: int = size, label: str = label, into: Any = samples) -> None:
-            harness.progress(f"{label}: memory of one's own")
-            # Discarded: makes the host give the memory, so that the rival pays the least it can.
-            sample("own", str(size), "huge")
-            for kind in kinds * own_runs:
-                into[kind].append(sample("own", str(size), KINDS[kind]))
-
-        own()
-        with memory.huge_tmpfs(size + SPARE_BYTES) as directory:
-            pages = "huge" if directory is not None else "4 KiB"
-            harness.progress(f"{label}: pegashm serve populates {pages} pages")
-            with served_arena("attach", size, directory) as name:
-                blocks = fill(name)
-                for _ in range(attaches):
-                    samples["attach"].append(sample("attach", name))
-        if not options.quick:
-            own()
-        rows.append(row(size, pages, blocks, samples))
-        digest.update(
-            json.dumps([size, *(int(each["sum"]) for each in samples["attach"])]).encode()
-        )
+        else:
+            rows.append(measure_size(size, label, options, notes, digest))
     if not rows:
         raise SystemExit("no size fits into the free memory: free at least 3 GiB")
     if any(each["pages"] != "huge" for each in rows):
@@ -95,6 +70,38 @@ def measure(options: harness.Options) -> harness.Findings:
         "results": rows,
     }
     return harness.Findings([summary(rows)], figures, digest.hexdigest()[:16], notes)
+
+
+def measure_size(
+    size: int, label: str, options: harness.Options, notes: list[str], digest: Any
+) -> dict[str, Any]:
+    """One arena, and as much memory of one's own before it and after it is gone."""
+    samples: Samples = {kind: [] for kind in (*KINDS, "attach")}
+    runs = options.pick(2, 1, 1)
+    make_own(size, label, runs, samples)
+    with memory.huge_tmpfs(size + SPARE_BYTES) as directory:
+        pages = "huge" if directory is not None else "4 KiB"
+        harness.progress(f"{label}: pegashm serve populates {pages} pages")
+        with served_arena("attach", size, directory) as name:
+            blocks = fill(name)
+            for _ in range(options.pick(25, 11, 3)):
+                samples["attach"].append(sample("attach", name))
+    if not options.quick:
+        make_own(size, label, runs, samples)
+    if not all(each["is_locked"] for taken in samples.values() for each in taken):
+        notes.append(f"{label}: could not lock memory (see ulimit -l), which spares the rival most")
+    found = [each["found"] for each in samples["attach"]]
+    digest.update(json.dumps([size, pages, blocks, found]).encode())
+    return row(size, pages, blocks, samples)
+
+
+def make_own(size: int, label: str, runs: int, samples: Samples) -> None:
+    """Samples of memory of one's own, of each kind in turn."""
+    harness.progress(f"{label}: memory of one's own")
+    # Discarded: makes the host give the memory, so that the rival pays the least it can.
+    sample("own", str(size), "huge")
+    for kind in [*KINDS] * runs:
+        samples[kind].append(sample("own", str(size), KINDS[kind]))
 
 
 def fill(name: str) -> int:
@@ -161,7 +168,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> Any:
         "p99",
         "attach p50 ms",
         "p99",
-        "first find",
+        "first find of 500",
         "(+ fault in all)",
         "(+ lock all)",
         "own memory, 4 KiB, ms",

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 __all__ = [
+    "SEED",
     "Findings",
     "Options",
     "free_bytes",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import re
@@ -91,9 +92,12 @@ def populate(address: int, size: int, advice: int = MADV_POPULATE_WRITE) -> None
     _checked(_libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), advice), "madvise")
 
 
-def lock(address: int, size: int) -> None:
-    """mlock a range; needs CAP_IPC_LOCK or `ulimit -l` of that much."""
-    _checked(_libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(size)), "mlock")
+def lock(address: int, size: int) -> bool:
+    """mlock a range; False where that needs a larger `ulimit -l` or CAP_IPC_LOCK."""
+    locked = _libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(size)) == 0
+    if not locked and ctypes.get_errno() not in (errno.EPERM, errno.ENOMEM, errno.EAGAIN):
+        _checked(-1, "mlock")
+    return bool(locked)
 
 
 def _populated(memory: mmap.mmap) -> Mapping:

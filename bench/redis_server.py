@@ -1,6 +1,6 @@
 """How do benches run their Redis? A server of their own on a unix socket, nothing on disk, ended with the bench.
 
-`redis_server` yields the socket's path, or None where no redis-server is installed. `fill` and `Prepacked` speak the
+`redis_server` yields the socket's path, or None where server or client library is not installed. `fill` and `Prepacked` speak the
 protocol directly: filling that way takes a second for a million keys, and a lookup made of ready bytes shows
 what the server itself costs when no client library stands before it.
 """
@@ -8,6 +8,7 @@ what the server itself costs when no client library stands before it.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import socket
@@ -19,7 +20,8 @@ from collections.abc import Iterator, Sequence
 __all__ = ["INSTALL_HINT", "Prepacked", "fill", "redis_server"]
 
 INSTALL_HINT = (
-    "redis-server is not installed, so Redis was left out. Type: apt install redis-server"
+    "redis-server or redis-py is not installed, so Redis was left out. "
+    "Type: apt install redis-server && pip install -r bench/requirements.txt"
 )
 START_SECONDS = 10
 FILL_BATCH = 10_000
@@ -29,7 +31,7 @@ FILL_BATCH = 10_000
 def redis_server() -> Iterator[str | None]:
     """A running server's socket, or None."""
     program = shutil.which("redis-server")
-    if program is None:
+    if program is None or importlib.util.find_spec("redis") is None:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="pegashm-bench-") as folder:

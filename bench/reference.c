@@ -22,7 +22,7 @@ typedef void (*CopyRuns)(Runs);
 
 static void copy_memcpy(Runs runs) {
   for (uint64_t i = 0; i < runs.count; i++) {
-    memcpy((void *)runs.destinations[i], (const void *)runs.sources[i], runs.sizes[i]);
+    memcpy((void*)runs.destinations[i], (const void*)runs.sources[i], runs.sizes[i]);
   }
 }
 
@@ -31,47 +31,48 @@ static void copy_memcpy(Runs runs) {
 
 static void copy_rep_movsb(Runs runs) {
   for (uint64_t i = 0; i < runs.count; i++) {
-    void *destination = (void *)runs.destinations[i];
-    const void *source = (const void *)runs.sources[i];
+    void* destination = (void*)runs.destinations[i];
+    const void* source = (const void*)runs.sources[i];
     uint64_t size = runs.sizes[i];
     __asm__ volatile("rep movsb" : "+D"(destination), "+S"(source), "+c"(size)::"memory");
   }
 }
 
-__attribute__((target("avx2"))) static inline void stream_256(char *destination, const char *source) {
-  const __m256i a = _mm256_loadu_si256((const __m256i *)source);
-  const __m256i b = _mm256_loadu_si256((const __m256i *)(source + 32));
-  const __m256i c = _mm256_loadu_si256((const __m256i *)(source + 64));
-  const __m256i d = _mm256_loadu_si256((const __m256i *)(source + 96));
-  _mm256_stream_si256((__m256i *)destination, a);
-  _mm256_stream_si256((__m256i *)(destination + 32), b);
-  _mm256_stream_si256((__m256i *)(destination + 64), c);
-  _mm256_stream_si256((__m256i *)(destination + 96), d);
+__attribute__((target("avx2"))) static inline void stream_256(char* destination,
+                                                              const char* source) {
+  const __m256i a = _mm256_loadu_si256((const __m256i*)source);
+  const __m256i b = _mm256_loadu_si256((const __m256i*)(source + 32));
+  const __m256i c = _mm256_loadu_si256((const __m256i*)(source + 64));
+  const __m256i d = _mm256_loadu_si256((const __m256i*)(source + 96));
+  _mm256_stream_si256((__m256i*)destination, a);
+  _mm256_stream_si256((__m256i*)(destination + 32), b);
+  _mm256_stream_si256((__m256i*)(destination + 64), c);
+  _mm256_stream_si256((__m256i*)(destination + 96), d);
 }
 
-__attribute__((target("avx512f"))) static inline void stream_512(char *destination,
-                                                                 const char *source) {
+__attribute__((target("avx512f"))) static inline void stream_512(char* destination,
+                                                                 const char* source) {
   const __m512i a = _mm512_loadu_si512(source);
   const __m512i b = _mm512_loadu_si512(source + 64);
-  _mm512_stream_si512((void *)destination, a);
-  _mm512_stream_si512((void *)(destination + 64), b);
+  _mm512_stream_si512((void*)destination, a);
+  _mm512_stream_si512((void*)(destination + 64), b);
 }
 
 // Several streams a run, side by side: the hardware prefetcher then has the next page under way while another
 // is copied. Sizes are multiples of streams * step_bytes, destinations of 64: true of all that is measured.
-#define STREAMING(name, isa, streams, step)                                             \
-  __attribute__((target(isa))) static void name(Runs runs) {                            \
-    for (uint64_t i = 0; i < runs.count; i++) {                                         \
-      char *destination = (char *)runs.destinations[i];                                 \
-      const char *source = (const char *)runs.sources[i];                               \
-      const uint64_t part_bytes = runs.sizes[i] / (streams);                            \
-      for (uint64_t offset = 0; offset < part_bytes; offset += step_bytes) {            \
-        for (uint64_t part = 0; part < (streams); part++) {                             \
+#define STREAMING(name, isa, streams, step)                                                    \
+  __attribute__((target(isa))) static void name(Runs runs) {                                   \
+    for (uint64_t i = 0; i < runs.count; i++) {                                                \
+      char* destination = (char*)runs.destinations[i];                                         \
+      const char* source = (const char*)runs.sources[i];                                       \
+      const uint64_t part_bytes = runs.sizes[i] / (streams);                                   \
+      for (uint64_t offset = 0; offset < part_bytes; offset += step_bytes) {                   \
+        for (uint64_t part = 0; part < (streams); part++) {                                    \
           step(destination + part * part_bytes + offset, source + part * part_bytes + offset); \
-        }                                                                               \
-      }                                                                                 \
-    }                                                                                   \
-    _mm_sfence();                                                                       \
+        }                                                                                      \
+      }                                                                                        \
+    }                                                                                          \
+    _mm_sfence();                                                                              \
   }
 STREAMING(copy_avx2_1, "avx2", 1, stream_256)
 STREAMING(copy_avx2_2, "avx2", 2, stream_256)
@@ -80,17 +81,18 @@ STREAMING(copy_avx512_1, "avx512f", 1, stream_512)
 STREAMING(copy_avx512_2, "avx512f", 2, stream_512)
 STREAMING(copy_avx512_4, "avx512f", 4, stream_512)
 
-static void prefetch(const void *address) { _mm_prefetch(address, _MM_HINT_T0); }
+static void prefetch(const void* address) { _mm_prefetch(address, _MM_HINT_T0); }
 static int has_avx2(void) { return __builtin_cpu_supports("avx2"); }
 static int has_avx512(void) { return __builtin_cpu_supports("avx512f"); }
 #else
-static void prefetch(const void *address) { __builtin_prefetch(address); }
+static void prefetch(const void* address) { __builtin_prefetch(address); }
 #endif
 
 static int always(void) { return 1; }
 
+// clang-format off: one a line
 static const struct {
-  const char *name;
+  const char* name;
   CopyRuns copy;
   int (*usable)(void);
 } methods[] = {
@@ -105,9 +107,10 @@ static const struct {
     {"avx512 x4", copy_avx512_4, has_avx512},
 #endif
 };
+// clang-format on
 
 // Name of a method, "" where this processor lacks it, NULL after the last.
-const char *reference_method(uint32_t method) {
+const char* reference_method(uint32_t method) {
   if (method >= sizeof methods / sizeof methods[0]) return 0;
   return methods[method].usable() ? methods[method].name : "";
 }
@@ -115,11 +118,11 @@ const char *reference_method(uint32_t method) {
 typedef struct {
   uint32_t method;
   Runs runs;
-  pthread_barrier_t *barrier;
+  pthread_barrier_t* barrier;
 } Share;
 
-static void *copy_share(void *argument) {
-  const Share *share = argument;
+static void* copy_share(void* argument) {
+  const Share* share = argument;
   pthread_barrier_wait(share->barrier);
   methods[share->method].copy(share->runs);
   pthread_barrier_wait(share->barrier);
@@ -133,8 +136,9 @@ static double now(void) {
 }
 
 // Copies all runs with that many threads (the caller is one); seconds, or -1 when a thread did not start.
-double reference_copy(uint32_t method, uint32_t threads, uint64_t count, const uint64_t *destinations,
-                      const uint64_t *sources, const uint64_t *sizes) {
+double reference_copy(uint32_t method, uint32_t threads, uint64_t count,
+                      const uint64_t* destinations, const uint64_t* sources,
+                      const uint64_t* sizes) {
   pthread_t ids[threads_max];
   Share shares[threads_max];
   pthread_barrier_t barrier;
@@ -160,8 +164,8 @@ double reference_copy(uint32_t method, uint32_t threads, uint64_t count, const u
 
 // Seconds to read one word of a line of `first` and of a line of `second` for each i, all independent and
 // asked for in groups ahead of use: the least that a lookup of `count` keys in tables of that size costs.
-double reference_lines(uint64_t count, const char *first, const uint64_t *first_offsets,
-                       const char *second, const uint64_t *second_offsets, uint64_t *sum) {
+double reference_lines(uint64_t count, const char* first, const uint64_t* first_offsets,
+                       const char* second, const uint64_t* second_offsets, uint64_t* sum) {
   enum { group = 32 };
   const double start = now();
   uint64_t total = 0;
@@ -183,7 +187,7 @@ double reference_lines(uint64_t count, const char *first, const uint64_t *first_
 }
 
 // Reads every line of a buffer, so that nothing else is left in the caches.
-uint64_t reference_walk(const char *buffer, uint64_t bytes) {
+uint64_t reference_walk(const char* buffer, uint64_t bytes) {
   uint64_t total = 0;
   for (uint64_t offset = 0; offset < bytes; offset += 64) {
     uint64_t word;

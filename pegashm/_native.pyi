@@ -202,6 +202,8 @@ class Client:
         """Give claims back. Only when nobody writes to them any more."""
     def touch(self, handles: Handles) -> None:
         """Mark as used now, in one batch: later entries count as more recent (pass tail to head)."""
+    def touch_keys(self, keys: Sequence[bytes], namespace_id: int) -> int:
+        """As touch(), by key: how many were READY. Counts no lookups."""
     def evict(self, handles: Handles) -> Outcomes:
         """Evict these: OK | PINNED | MISSING."""
     def evict_lru(self, payload_bytes: int, count: int) -> int:

@@ -188,6 +188,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         void publish(const uint64_t*, uint32_t, uint32_t, COutcome*)
         void abandon(const uint64_t*, uint32_t)
         void touch(const uint64_t*, uint32_t)
+        uint32_t touch_keys(const Key*, uint32_t)
         void evict(const uint64_t*, uint32_t, COutcome*)
         uint32_t evict_oldest(uint64_t, uint32_t)
 
@@ -997,6 +998,14 @@ cdef class Client:
         if handles_.shape[0]:
             with nogil:
                 self.core.touch(&handles_[0], <uint32_t>handles_.shape[0])
+
+    def touch_keys(self, keys, uint32_t namespace_id):
+        cdef _Keys batch = _Keys(keys, namespace_id)
+        cdef uint32_t touched
+        self.region.mapped()
+        with nogil:
+            touched = self.core.touch_keys(batch.keys, batch.count)
+        return touched
 
     def evict(self, handles):
         cdef const uint64_t[::1] handles_ = _words(handles)

@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 
 from pegashm import _native
 from pegashm.arena import Arena, open_arena
-from pegashm.errors import ArenaBusyError, ClientsFullError, NamespacesFullError
+from pegashm.errors import (
+    ArenaBusyError,
+    ArenaMissingError,
+    ClientsFullError,
+    NamespacesFullError,
+)
 from pegashm.keys import Namespace
 from pegashm.liveness import (
     REGISTRY_BYTE,
@@ -68,18 +73,22 @@ class Cache:
         engine_id: bytes = b"",
         label: str = "",
         mode: Mode = Mode.READ_WRITE,
+        wait_s: float = _REGISTRY_WAIT_S,
     ) -> "Cache":
         """Open the arena, register the namespace and take a client slot.
 
-        Raises ArenaMissingError, ArenaNotReadyError, FormatError, ResourceError, ArenaBusyError (another
-        process has been registering for seconds), ClientsFullError or NamespacesFullError.
+        `wait_s` bounds the wait for others that are registering. Raises ArenaMissingError,
+        ArenaNotReadyError, FormatError, ResourceError, ArenaBusyError (they took longer),
+        ClientsFullError or NamespacesFullError.
         """
         arena = open_arena(name)
         try:
-            _lock_registry(arena)
+            _lock_registry(arena, wait_s)
             try:
                 namespace_id = _register(arena, namespace)
                 slot = _take_slot(arena)
+                if not arena.is_linked():  # `purge` looks for clients under the registry lock
+                    raise ArenaMissingError(f'arena "{name}" was purged just now')
                 incarnation = arena.region.attach_client(
                     slot,
                     pid=os.getpid(),
@@ -105,9 +114,9 @@ class Cache:
     def region(self) -> _native.Region:
         return self.arena.region
 
-    def enter(self, namespace: Namespace) -> None:
+    def enter(self, namespace: Namespace, wait_s: float = _REGISTRY_WAIT_S) -> None:
         """Move to another namespace (an engine whose weights changed); claims and pins stay valid."""
-        _lock_registry(self.arena)
+        _lock_registry(self.arena, wait_s)
         try:
             self.namespace_id = _register(self.arena, namespace)
             self.region.set_client_namespace(self.slot, self.namespace_id)
@@ -139,6 +148,9 @@ class Cache:
 
     def touch(self, handles: _Handles) -> None:
         self.client.touch(handles)
+
+    def touch_keys(self, keys: Sequence[bytes]) -> int:
+        return self.client.touch_keys(keys, self.namespace_id)
 
     def evict(self, handles: _Handles) -> _Outcomes:
         return self.client.evict(handles)
@@ -240,14 +252,14 @@ class Copyist:
         self.close()
 
 
-def _lock_registry(arena: Arena) -> None:
+def _lock_registry(arena: Arena, wait_s: float) -> None:
     """Take the registry lock, held by others for microseconds; give up after a bounded wait."""
-    deadline = time.monotonic() + _REGISTRY_WAIT_S
+    deadline = time.monotonic() + wait_s
     while not try_lock(arena.control_fd, REGISTRY_BYTE):
         if time.monotonic() > deadline:
             raise ArenaBusyError(
                 f'another process has held the registry of arena "{arena.name}" for '
-                f"{_REGISTRY_WAIT_S:g} s (stopped in the middle of attaching?): see `pegashm-dump "
+                f"{wait_s:g} s (stopped in the middle of attaching?): see `pegashm-dump "
                 f"--name {arena.name}` for its clients"
             )
         time.sleep(_REGISTRY_POLL_S)

@@ -264,7 +264,14 @@ def serve(
 
 @main.command(context_settings=_CONTEXT)
 @_config_option
-@_name_option
+@click.option(
+    "--name",
+    envvar=["PEGASHM_NAME", "PEGASHM_ARENA"],
+    show_envvar=True,
+    required=True,
+    metavar="NAME",
+    help="Name of the arena; an engine's own variable will do.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @_clear_errors
 def status(name: str, as_json: bool) -> None:

@@ -43,13 +43,21 @@ from pegashm.liveness import (
     open_lock_file,
     try_lock,
 )
-from pegashm.machine import hugetlb_advice, memory_limit, mount_of, node_cpus, space_advice
+from pegashm.machine import (
+    free_bytes,
+    hugetlb_advice,
+    memory_limit,
+    mount_of,
+    node_cpus,
+    space_advice,
+)
 from pegashm.names import SHM_DIRECTORY, control_path, is_payload_name, pending_path
 from pegashm.units import GIB, MIB, format_bytes
 
 __all__ = [
     "Checkpoint",
     "create",
+    "forget_pending",
     "group_id",
     "lock_control",
     "purge",
@@ -98,35 +106,17 @@ def create(
 
     Whatever goes wrong, nothing stays behind but the empty control object, which its holder removes.
     """
-    remove_leftovers(name, [layout.place.directory])
-    _check_memory(layout)
-    _write_pending(name, layout.paths)
-    control = os.open(control_path(name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
+        remove_leftovers(name, [layout.place.directory])
+        _check_memory(layout)
+        _write_pending(name, layout.paths)
         _make_payload(layout, gid=gid, checkpoint=checkpoint)
-        control_bytes = layout.plan["control_bytes"]
-        shm = Place(SHM_DIRECTORY, mount_of(SHM_DIRECTORY), os.sysconf("SC_PAGE_SIZE"))
-        _allocate(control, 0, control_bytes, shm, control_bytes)
-        set_permissions(control, gid)
-        with mmap.mmap(control, control_bytes) as mapped:
-            format_region(
-                mapped,
-                region_id=secrets.token_bytes(16),
-                segment_bytes=layout.segment_bytes,
-                block_bytes_min=layout.block_bytes_min,
-                segments_per_arena=layout.segments_per_arena,
-                arena_paths=layout.paths,
-                numa_nodes=layout.nodes,
-                page_bytes=layout.place.page_bytes,
-                created_at_ns=time.time_ns(),
-            )
+        _make_control(name, layout, gid=gid)
     except BaseException:
         _unlink(control_path(name))
         remove_leftovers(name, [layout.place.directory])
         raise
-    finally:
-        os.close(control)
-    _unlink(pending_path(name))
+    forget_pending(name)
 
 
 def remove(name: str, paths: Iterable[str]) -> list[str]:
@@ -147,9 +137,14 @@ def remove_leftovers(name: str, directories: Iterable[str]) -> list[str]:
                 if is_payload_name(name, file_name)
             )
     removed = [path for path in sorted(suspects) if _unlink(path)]
+    forget_pending(name)
+    return removed
+
+
+def forget_pending(name: str) -> None:
+    """Drop the list of files to remove: they are gone, or a ready control object speaks for them."""
     _unlink(pending_path(name))
     _unlink(pending_path(name) + ".new")
-    return removed
 
 
 def remove_unfinished(name: str) -> None:
@@ -247,6 +242,31 @@ def _make_payload(layout: Layout, *, gid: int | None, checkpoint: Checkpoint) ->
     checkpoint(total, total)
 
 
+def _make_control(name: str, layout: Layout, *, gid: int | None) -> None:
+    """Give the control object its size and contents; from its last store on, the arena exists."""
+    control_bytes = layout.plan["control_bytes"]
+    shm = Place(SHM_DIRECTORY, mount_of(SHM_DIRECTORY), os.sysconf("SC_PAGE_SIZE"))
+    # Not through the descriptor with the lock: what is mapped keeps its description alive.
+    control = os.open(control_path(name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        _allocate(control, 0, control_bytes, shm, control_bytes)
+        set_permissions(control, gid)
+        with mmap.mmap(control, control_bytes) as mapped:
+            format_region(
+                mapped,
+                region_id=secrets.token_bytes(16),
+                segment_bytes=layout.segment_bytes,
+                block_bytes_min=layout.block_bytes_min,
+                segments_per_arena=layout.segments_per_arena,
+                arena_paths=layout.paths,
+                numa_nodes=layout.nodes,
+                page_bytes=layout.place.page_bytes,
+                created_at_ns=time.time_ns(),
+            )
+    finally:
+        os.close(control)
+
+
 def _make_file(path: str) -> int:
     """A new empty file of ours, 0600, through posix_ipc where it is a shared-memory object."""
     if os.path.dirname(path) == SHM_DIRECTORY:
@@ -267,6 +287,10 @@ def _make_shared_memory(path: str) -> None:
         raise ResourceError(
             f"no permission to create {path} as uid {os.geteuid()}: is {SHM_DIRECTORY} writable?"
         ) from error
+    except posix_ipc.ExistentialError:
+        raise
+    except posix_ipc.Error as error:
+        raise ResourceError(f"cannot create {path}: {error}") from error
     memory.close_fd()
 
 
@@ -305,16 +329,13 @@ def _check_memory(layout: Layout) -> None:
         )
     shared = place.mount.point == mount_of(SHM_DIRECTORY).point
     wanted = total if shared else plan["payload_bytes"]
-    facts = os.statvfs(place.directory)
-    if wanted > facts.f_bavail * facts.f_frsize:
+    if wanted > free_bytes(place.mount):
         raise ResourceError(_shortage_message(place, wanted))
 
 
 def _shortage_message(place: Place, wanted: int) -> str:
-    facts = os.statvfs(place.directory)
-    free = facts.f_bavail * facts.f_frsize
     text = (
-        f"{place.directory} has {format_bytes(free)} free, {format_bytes(wanted)} more are needed: "
+        f"{place.directory} has {format_bytes(free_bytes(place.mount))} free, {format_bytes(wanted)} more are needed: "
         "give a smaller --size, or make it larger with "
     )
     if place.mount.is_hugetlb:

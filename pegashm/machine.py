@@ -16,6 +16,7 @@ from pegashm.units import GIB, MIB, format_bytes
 
 __all__ = [
     "Mount",
+    "free_bytes",
     "hugetlb_advice",
     "hugetlb_mount",
     "memlock_advice",
@@ -88,6 +89,17 @@ def page_bytes(mount: Mount) -> int:
     return os.sysconf("SC_PAGE_SIZE")
 
 
+def free_bytes(mount: Mount) -> int:
+    """What can still be allocated on that mount."""
+    facts = os.statvfs(mount.point)
+    if not mount.is_hugetlb or facts.f_blocks:  # a hugetlbfs without size= reports no blocks at all
+        return facts.f_bavail * facts.f_frsize
+    pool = _hugetlb_pool(facts.f_bsize)
+    pages = {name: _read_int(pool / f"{name}_hugepages") for name in ("free", "resv", "surplus")}
+    overcommit = _read_int(pool / "nr_overcommit_hugepages")
+    return (pages["free"] - pages["resv"] + overcommit - pages["surplus"]) * facts.f_bsize
+
+
 def numa_nodes() -> tuple[int, ...]:
     """Nodes with memory and processors of their own; (0,) where the kernel tells of none."""
     with_memory = _read_list(_NODES / "has_memory")
@@ -157,10 +169,14 @@ def space_advice(mount: Mount, needed: int) -> str:
 
 def hugetlb_advice(page_bytes: int, needed: int) -> str:
     """What to type when `needed` bytes of huge pages are not free."""
-    directory = Path(f"/sys/kernel/mm/hugepages/hugepages-{page_bytes >> 10}kB")
-    total, free = (_read_int(directory / name) for name in ("nr_hugepages", "free_hugepages"))
+    pool = _hugetlb_pool(page_bytes)
+    total, free = (_read_int(pool / name) for name in ("nr_hugepages", "free_hugepages"))
     pages = total - free + -(-needed // page_bytes)
-    return f"`echo {pages} > {directory}/nr_hugepages` (now {total}, {free} of them free)"
+    return f"`echo {pages} > {pool}/nr_hugepages` (now {total}, {free} of them free)"
+
+
+def _hugetlb_pool(page_bytes: int) -> Path:
+    return Path(f"/sys/kernel/mm/hugepages/hugepages-{page_bytes >> 10}kB")
 
 
 def _mounts() -> list[Mount]:

@@ -19,6 +19,7 @@ from pegashm.arena import Arena, open_arena, read_header
 from pegashm.config import ServeConfig
 from pegashm.creation import (
     create,
+    forget_pending,
     group_id,
     lock_control,
     remove,
@@ -98,6 +99,7 @@ def _create_or_check(
             if verdict.ready:
                 check_same(config, verdict.info)
                 _check_memlock(config, verdict.info["payload_bytes"])
+                forget_pending(config.name)
                 _apply_permissions(config.name, verdict.info, gid)
                 return lock_fd, True
             if not verdict.not_yet:
@@ -189,6 +191,8 @@ class _Supervisor:
     def _readopt(self, was_ready: int) -> None:
         """Make whole what the former supervisor, or clients while there was none, left."""
         region = self.arena.region
+        self.notifier.extend_start(300)
+        self.notifier.status("walking the records of the existing arena")
         repaired = region.repair()
         self._reap()
         tally = region.tally()

@@ -40,9 +40,7 @@ def plain(value: Any) -> Any:
 def shown(value: Any) -> str:
     """Text for a terminal: what is not printable appears as an escape, never as itself."""
     text = value if isinstance(value, str) else str(plain(value))
-    return "".join(
-        letter if letter.isprintable() else repr(letter)[1:-1] for letter in text
-    )
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def age_text(age_ns: int | None) -> str:

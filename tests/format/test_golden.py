@@ -22,11 +22,7 @@ CREATED_AT_NS = 0x1122_3344_5566_7788
 ARENAS = (("/dev/shm/pegashm.golden.arena0", 2, 0), ("/dev/shm/pegashm.golden.arena1", 1, -1))
 SEGMENT_BYTES, BLOCK_BYTES_MIN = 65536, 4096
 HEADER = fields_of("Header")
-NUMBERS = [
-    field
-    for field in HEADER
-    if field.name not in ("region_id", "arenas", "reserved")
-]
+NUMBERS = [field for field in HEADER if field.name not in ("region_id", "arenas", "reserved")]
 
 
 def formatted() -> bytearray:
@@ -80,9 +76,7 @@ def test_header_table_has_no_gap_and_no_overlap() -> None:
     assert _native.HEADER_BYTES == at
 
 
-@pytest.mark.parametrize(
-    "heading", ["Namespaces", "Clients", "Block records", "Journal"]
-)
+@pytest.mark.parametrize("heading", ["Namespaces", "Clients", "Block records", "Journal"])
 def test_table_has_no_gap_and_no_overlap(heading: str) -> None:
     """The rows of each table fill exactly the size its heading names."""
     at = 0

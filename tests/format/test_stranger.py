@@ -17,7 +17,9 @@ from pegashm.names import control_path
 
 from tests.format.spec import Stranger, sizes_of
 
-KEYS = [bytes([index]) * size + (7 + index).to_bytes(4, "big") for index, size in enumerate((32, 20, 1))]
+KEYS = [
+    bytes([index]) * size + (7 + index).to_bytes(4, "big") for index, size in enumerate((32, 20, 1))
+]
 PENDING_KEY = b"p" * 32 + bytes(4)
 PAYLOAD_BYTES = 5000
 FREE, CLAIMED, READY = 0, 1, 2
@@ -136,7 +138,9 @@ def test_counters(cache: Cache, stranger: Stranger) -> None:
         if kind:
             key = stranger.data[label + 8 : label + 8 + size].decode()
             seen[key] = ({1: "counter", 2: "gauge"}[kind], number(stranger.data[value : value + 8]))
-    counters = {counter["key"]: (counter["type"], counter["value"]) for counter in cache.region.counters()}
+    counters = {
+        counter["key"]: (counter["type"], counter["value"]) for counter in cache.region.counters()
+    }
     assert counters == seen
     assert ("counter", 4) == seen["claims"]
     assert ("counter", 1) == seen["evictions"]

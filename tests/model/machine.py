@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+from hypothesis import event
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -36,8 +37,10 @@ from tests.arenas import Shape, make_arena, remove_arena
 
 __all__ = ["CacheMachine"]
 
-KEY_COUNT = 40
-KEYS = [bytes([index]) * (1 + index % 32) + (index % 3).to_bytes(4, "big") for index in range(KEY_COUNT)]
+KEY_COUNT = 60
+KEYS = [
+    bytes([index]) * (1 + index % 32) + (index % 3).to_bytes(4, "big") for index in range(KEY_COUNT)
+]
 SIZES = (4 * KIB, 16 * KIB - 100, 40 * KIB)
 MAXIMUM_BYTES = 48 * KIB
 RESERVED_BYTES = 32 * KIB
@@ -46,11 +49,13 @@ FENCES: tuple[Namespace, ...] = (
     namespace_of({"model": 1}, label="with a maximum", maximum_bytes=MAXIMUM_BYTES),
     namespace_of({"model": 2}, label="with a reserve", reserved_bytes=RESERVED_BYTES),
 )
+SHAPE = Shape(segments_per_arena=(2, 1))
 RETRY_SECONDS = 0.03  # a full arena is remembered for a few milliseconds
 CLAIM_REFUSALS = {_native.NO_SPACE, _native.QUOTA}
 
-indices = st.lists(st.integers(0, KEY_COUNT - 1), min_size=1, max_size=12, unique=True)
+indices = st.lists(st.integers(0, KEY_COUNT - 1), min_size=1, max_size=16, unique=True)
 clients = st.integers(0, 1)
+fences = st.integers(0, 2)
 Place = tuple[int, int]  # (namespace, key), both by index
 
 
@@ -64,15 +69,30 @@ class Entry:
     payload_bytes: int
     stride: int
     used: int = 0  # order of use, 0 while claimed
+    done: int = 0
+    failed: int = 0
     pins: dict[int, int] = field(default_factory=dict)
 
     @property
     def pinned(self) -> bool:
         return any(self.pins.values())
 
+    def verdict(self, parts: int) -> int:
+        """What publish() answers for it when `parts` are expected."""
+        if parts == 0 or (self.done, self.failed) == (parts, 0):
+            return _native.OK
+        return _native.PENDING if self.done + self.failed < parts else _native.INCOMPLETE
+
 
 def stride_of(payload_bytes: int) -> int:
     return -(-payload_bytes // (4 * KIB)) * 4 * KIB
+
+
+def capacity(segment: int, payload_bytes: int) -> int:
+    """Blocks of a size that a segment holds, each at a multiple of its size."""
+    stride = stride_of(payload_bytes)
+    start = -(-(segment * SHAPE.segment_bytes) // stride) * stride
+    return max(0, ((segment + 1) * SHAPE.segment_bytes - start) // stride)
 
 
 def handles_of(entries: list[Entry]) -> np.ndarray:
@@ -92,10 +112,19 @@ class CacheMachine(RuleBasedStateMachine):
         self.clock = 0
         self.lives: set[int] = set()
 
-    @initialize()
-    def begin(self) -> None:
-        self.name = make_arena(Shape())
-        self.caches = [Cache.attach(self.name, namespace=FENCES[0]) for _ in range(2)]
+    @initialize(
+        stored=st.lists(
+            st.tuples(clients, st.integers(0, KEY_COUNT - 1), st.sampled_from(SIZES)), max_size=5
+        ),
+        fences=st.tuples(fences, fences),
+    )
+    def begin(self, stored: list[tuple[int, int, int]], fences: tuple[int, int]) -> None:
+        """An arena in use: what is interesting begins when it is full."""
+        self.name = make_arena(SHAPE)
+        self.fence = list(fences)
+        self.caches = [Cache.attach(self.name, namespace=FENCES[fence]) for fence in fences]
+        for client, first, size in stored:
+            self.store_many(client, first, size)
 
     def teardown(self) -> None:
         for cache in self.caches:
@@ -109,6 +138,7 @@ class CacheMachine(RuleBasedStateMachine):
     def claim(self, client: int, picked: list[int], size: int) -> None:
         cache, fence = self.caches[client], self.fence[client]
         before = self.free_blocks(size)
+        kept = min(self.held_by(2), RESERVED_BYTES)
         handles, outcomes = cache.claim([KEYS[index] for index in picked], size)
         taken = 0
         for index, handle, outcome in zip(picked, handles.tolist(), outcomes.tolist(), strict=True):
@@ -126,39 +156,57 @@ class CacheMachine(RuleBasedStateMachine):
                 assert place in self.claimed
             else:
                 assert outcome in CLAIM_REFUSALS, _native.STATUS_NAMES[outcome]
+        for outcome in set(outcomes.tolist()):
+            event(f"a claim answered {_native.STATUS_NAMES[outcome]}")
         gone = self.forget_evicted()
+        if gone:
+            event("a claim evicted")
         for place, entry in self.claimed.items():
             assert place not in self.ready, f"{place} claimed while READY ({entry})"
-        self.check_order(gone, size)
+        if fence != 1:
+            self.check_order(gone, size)
+        if fence != 2:
+            assert self.held_by(2) >= kept, "evicted below a namespace's reserve"
         if fence != 1 and gone:
-            assert before < taken + outcomes.tolist().count(_native.NO_SPACE) or len(gone) == 0, (
-                f"{len(gone)} blocks evicted for {taken} claims with {before} free"
+            assert before <= taken, (
+                f"{len(gone)} blocks evicted, with {before} free for {taken} claims"
             )
         if _native.NO_SPACE in outcomes.tolist():
             self.check_that_there_is_no_space(client, size)
 
-    @rule(client=clients, count=st.integers(1, 8), parts=st.sampled_from((0, 1, 2)))
-    def publish(self, client: int, count: int, parts: int) -> None:
-        """With parts expected, each claim is reported once: enough for one, too few for two."""
+    @rule(
+        client=clients, count=st.integers(1, 8), parts=st.integers(0, 3), reported=st.integers(0, 2),
+        ok=st.booleans(),
+    )  # fmt: skip
+    def publish(self, client: int, count: int, parts: int, reported: int, ok: bool) -> None:
+        """Each claim gets some more parts reported, and is then published expecting some number."""
         places = self.claims_of(client)[:count]
         entries = [self.claimed[place] for place in places]
-        if parts:
-            _native.part_done(self.caches[client].region, handles_of(entries), True)
+        for _ in range(reported):
+            _native.part_done(self.caches[client].region, handles_of(entries), ok)
+        for entry in entries:
+            entry.done += reported if ok else 0
+            entry.failed += 0 if ok else reported
         outcomes = self.caches[client].publish(handles_of(entries), parts)
-        expected = _native.INCOMPLETE if parts == 2 else _native.OK
-        assert [expected] * len(places) == outcomes.tolist()
+        assert [entry.verdict(parts) for entry in entries] == outcomes.tolist()
         for place, entry in zip(reversed(places), reversed(entries), strict=True):
+            if entry.verdict(parts) == _native.PENDING:
+                continue
             del self.claimed[place]
-            if expected == _native.OK:
+            if entry.verdict(parts) == _native.OK:
                 self.use(entry)
                 self.ready[place] = entry
 
-    @rule(client=clients)
-    def publish_after_a_part_failed(self, client: int) -> None:
-        for place in self.claims_of(client)[:1]:
-            handles = handles_of([self.claimed.pop(place)])
-            _native.part_done(self.caches[client].region, handles, False)
-            assert [_native.INCOMPLETE] == self.caches[client].publish(handles, 1).tolist()
+    @rule(client=clients, picked=indices, size=st.sampled_from(SIZES))
+    def store(self, client: int, picked: list[int], size: int) -> None:
+        """What engines do most: claim, write, publish."""
+        self.claim(client, picked, size)
+        self.publish(client, KEY_COUNT, 0, 0, True)
+
+    @rule(client=clients, first=st.integers(0, KEY_COUNT - 1), size=st.sampled_from(SIZES))
+    def store_many(self, client: int, first: int, size: int) -> None:
+        """A third of all keys at once."""
+        self.store(client, [(first + step) % KEY_COUNT for step in range(KEY_COUNT // 3)], size)
 
     @rule(client=clients, count=st.integers(1, 8))
     def abandon(self, client: int, count: int) -> None:
@@ -172,7 +220,9 @@ class CacheMachine(RuleBasedStateMachine):
         handles = np.concatenate(
             [handles_of(foreign), handles_of(self.known(client, picked)), self.past_handles()]
         )
-        assert {_native.MISSING} >= set(self.caches[client].publish(handles).tolist())
+        for parts in (0, 1):
+            outcomes = self.caches[client].publish(handles, parts)
+            assert {_native.MISSING} >= set(outcomes.tolist())
         self.caches[client].abandon(handles)
 
     @rule(client=clients, picked=indices, pin=st.booleans())
@@ -235,14 +285,16 @@ class CacheMachine(RuleBasedStateMachine):
             for (fence, _), entry in self.ready.items()
             if entry.stride == stride_of(size) and not entry.pinned and fence != 2
         ]
+        kept = min(self.held_by(2), RESERVED_BYTES)
         evicted = self.caches[client].evict_lru(size, count)
         gone = self.forget_evicted()
+        assert self.held_by(2) >= kept, "evicted below a namespace's reserve"
         assert evicted == len(gone)
         assert all(entry.stride == stride_of(size) for entry in gone.values())
         assert evicted >= min(count, len(candidates))
         self.check_order(gone, size)
 
-    @rule(client=clients, fence=st.integers(0, len(FENCES) - 1))
+    @rule(client=clients, fence=fences)
     def enter(self, client: int, fence: int) -> None:
         self.caches[client].enter(FENCES[fence])
         self.fence[client] = fence
@@ -326,8 +378,7 @@ class CacheMachine(RuleBasedStateMachine):
             for row in self.caches[0].region.namespaces()
         }
         for index, fence in enumerate(FENCES):
-            entries = [e for (f, _), e in (self.ready | self.claimed).items() if f == index]
-            held = sum(entry.stride for entry in entries)
+            held = self.held_by(index)
             assert held == resident.get(fence.fingerprint, 0)
             assert not fence.maximum_bytes or held <= fence.maximum_bytes
 
@@ -336,12 +387,19 @@ class CacheMachine(RuleBasedStateMachine):
     def stamp(self, cache: Cache, place: Place, handle: int, size: int) -> bytes:
         """Write a block's payload: its head names key and life, its tail repeats the end of that."""
         stamp = hashlib.blake2b(repr((place, handle, size)).encode()).digest()
-        (offset,), (located,) = (array.tolist() for array in cache.locate(np.array([handle], np.uint64)))
+        (offset,), (located,) = (
+            array.tolist() for array in cache.locate(np.array([handle], np.uint64))
+        )
         assert size == located
         payload = cache.region.payload(offset, size)
         payload[: len(stamp)] = stamp
         payload[-8:] = stamp[-8:]
         return stamp
+
+    def held_by(self, fence: int) -> int:
+        """Bytes that a namespace occupies."""
+        entries = (self.ready | self.claimed).items()
+        return sum(entry.stride for (owner, _), entry in entries if owner == fence)
 
     def use(self, entry: Entry) -> None:
         self.clock += 1
@@ -366,7 +424,7 @@ class CacheMachine(RuleBasedStateMachine):
             if segment["state"] == "assigned" and segment["stride_bytes"] == stride_of(size):
                 count += segment["free"]
             elif segment["state"] == "unassigned":
-                count += 1  # at least
+                count += capacity(segment["index"], size)
         return count
 
     def forget_evicted(self) -> dict[Place, Entry]:
@@ -383,21 +441,22 @@ class CacheMachine(RuleBasedStateMachine):
     def check_order(self, gone: dict[Place, Entry], size: int) -> None:
         """What went was used before all of the same size that could have gone as well.
 
-        Not so where a segment changed its size (all of it goes at once), nor for blocks that were
-        pinned, or fenced off by a reserve or a quota, when the candidates were gathered.
+        Not so where a segment changed its size (all of it goes at once), where a quota made a namespace
+        evict its own, nor for blocks that a pin or a reserve may have protected when candidates were
+        gathered.
         """
         if any(entry.stride != stride_of(size) for entry in gone.values()):
+            event("a segment changed its size")
             return
-        if not gone or any(self.has_limits(place) for place in (self.ready | gone)):
-            return
-        if any(entry.pins for entry in self.ready.values()):
-            return
-        stayed = [e.used for e in self.ready.values() if e.stride == stride_of(size)]
-        newest_gone = max(entry.used for entry in gone.values())
-        assert not stayed or newest_gone < min(stayed), "a more recently used block went first"
-
-    def has_limits(self, place: Place) -> bool:
-        return place[0] != 0
+        stayed = [
+            entry.used
+            for (fence, _), entry in self.ready.items()
+            if entry.stride == stride_of(size) and not entry.pins and fence != 2
+        ]
+        if gone and stayed:
+            event("order of eviction checked")
+            newest_gone = max(entry.used for entry in gone.values())
+            assert newest_gone < min(stayed), "a more recently used block went first"
 
     def check_that_there_is_no_space(self, client: int, size: int) -> None:
         """Refused: then, asked again a little later, nothing unpinned of that size is there to take."""
@@ -420,7 +479,13 @@ class CacheMachine(RuleBasedStateMachine):
             assert 0 == self.free_blocks(size)
 
     def check_found(
-        self, client: int, picked: list[int], handles: np.ndarray, outcomes: np.ndarray, *, pin: bool
+        self,
+        client: int,
+        picked: list[int],
+        handles: np.ndarray,
+        outcomes: np.ndarray,
+        *,
+        pin: bool,
     ) -> None:
         for index, handle, outcome in zip(picked, handles.tolist(), outcomes.tolist(), strict=True):
             place = (self.fence[client], index)

@@ -10,8 +10,12 @@ from hypothesis import settings
 from tests.model.machine import CacheMachine
 
 EXAMPLES = int(os.environ.get("PEGASHM_MODEL_EXAMPLES", "60"))
-TestCacheModel = CacheMachine.TestCase
-TestCacheModel.settings = settings(
-    settings.get_profile("pegashm"), max_examples=EXAMPLES, stateful_step_count=40
-)
-TestCacheModel.pytestmark = [pytest.mark.timeout(600)]
+
+
+@pytest.mark.timeout(600)
+class TestCacheModel(CacheMachine.TestCase):  # type: ignore[name-defined,misc]
+    """Hypothesis makes the test method of it."""
+
+    settings = settings(
+        settings.get_profile("pegashm"), max_examples=EXAMPLES, stateful_step_count=40
+    )

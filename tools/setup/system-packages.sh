@@ -47,7 +47,9 @@ if ! command -v apt-get >/dev/null 2>&1; then
     exit 1
 fi
 if [ "$(id -u)" != 0 ]; then
-    printf 'Missing system packages: %s. Type this, then run make again:\n\n    sudo sh -c "%s"\n\n' "${missing[*]}" "$line" >&2
+    become=su; ! command -v sudo >/dev/null 2>&1 || become="sudo sh"
+    printf 'Missing system packages: %s. Type this, then run make again:\n\n    %s -c "%s"\n\n' \
+        "${missing[*]}" "$become" "$line" >&2
     exit 1
 fi
 echo "==> system packages: ${missing[*]}"

@@ -1,0 +1,104 @@
+"""Is there an arena right now, and are we in it? Attaching, now or later, for the scheduler side.
+
+An engine starts without an arena unless PEGASHM_REQUIRED=1; it is attached when one appears, and again when the
+one it had was purged. Asked once a step: a look costs a stat, and happens at most every two seconds.
+"""
+
+import time
+from typing import Final
+
+from vllm.logger import init_logger
+
+from pegashm.cache import Cache
+from pegashm.connector.namespace import fresh_namespace
+from pegashm.connector.settings import Settings
+from pegashm.errors import PegaShmError
+from pegashm.keys import Namespace
+
+__all__ = ["Attachment"]
+
+_LOOK_EVERY_S: Final = 2.0
+_WAIT_AT_START_S: Final = 2.0
+_WAIT_LATER_S: Final = 0.02
+
+logger = init_logger(__name__)
+
+
+class Attachment:
+    """Holds the `Cache` of this engine, or None while there is none. One thread uses it."""
+
+    def __init__(self, settings: Settings, namespace: Namespace, engine_id: str) -> None:
+        """Attach if possible. Raises what went wrong when the arena is required."""
+        self._settings = settings
+        self._namespace = namespace
+        self._engine_id = engine_id
+        self._told: str | None = None
+        self._look_at = 0.0
+        self.cache: Cache | None = None
+        try:
+            self._attach(_WAIT_AT_START_S)
+        except PegaShmError as error:
+            if settings.required:
+                raise
+            self._tell(f"running without PegaShm, attaching when it can: {error}")
+
+    def look(self) -> bool:
+        """Attach or re-attach if it is time; True when the cache is another one than before."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return False
+        self._look_at = now + _LOOK_EVERY_S
+        if self.cache is not None:
+            if self.cache.arena.is_linked():
+                return False
+            self._tell(f'arena "{self._settings.arena}" was purged: running without it')
+            self.cache.close()
+            self.cache = None
+            return True
+        try:
+            self._attach(_WAIT_LATER_S)
+        except PegaShmError as error:
+            self._tell(f"still without PegaShm: {error}")
+            return False
+        return True
+
+    def enter_fresh_namespace(self) -> None:
+        """The engine's weights changed: nothing stored so far may be found again by it."""
+        self._namespace = fresh_namespace(self._namespace)
+        if self.cache is None:
+            return
+        try:
+            self.cache.enter(self._namespace, _WAIT_LATER_S)
+        except PegaShmError as error:  # better no cache than the old weights' blocks
+            self._tell(f"leaving the arena, since no fresh namespace could be had: {error}")
+            self.cache.close()
+            self.cache = None
+
+    def close(self) -> None:
+        if self.cache is not None:
+            self.cache.close()
+            self.cache = None
+
+    def _attach(self, wait_s: float) -> None:
+        start = time.perf_counter()
+        self.cache = Cache.attach(
+            self._settings.arena,
+            namespace=self._namespace,
+            engine_id=self._engine_id.encode(),
+            label=self._namespace.label,
+            mode=self._settings.mode,
+            wait_s=wait_s,
+        )
+        self._told = None
+        logger.info(
+            'PegaShm: attached to arena "%s" as client %d in %.1f ms',
+            self._settings.arena,
+            self.cache.slot,
+            (time.perf_counter() - start) * 1e3,
+        )
+
+    def _tell(self, what: str) -> None:
+        """One warning for each new reason, not one for each look."""
+        if what != self._told:
+            logger.warning("PegaShm: %s", what)
+            self._told = what

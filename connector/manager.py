@@ -1,0 +1,293 @@
+"""Which blocks does the cache have for this request? The scheduler's side, called in every engine step.
+
+vLLM asks key by key; the first question of a step about a request is answered for all of its keys at once,
+pinned, and the rest from what was found. Pins that no load takes over are dropped when the step ends.
+Whatever goes wrong here is a miss: no exception reaches the engine, and nothing waits.
+
+A claim is given back only when every worker has reported its part: a job that vLLM has forgotten (reset_cache) may
+still be writing. Such claims are kept in `_stray` until then; if the engine dies first, they are reaped.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Final, ParamSpec, TypeVar
+
+import numpy as np
+from vllm.logger import init_logger
+from vllm.v1.kv_offload.base import (
+    Locality,
+    LoadStoreSpec,
+    LookupResult,
+    Medium,
+    OffloadingEvent,
+    OffloadingManager,
+    OffloadKey,
+    PrepareStoreOutput,
+    ReqContext,
+    RequestOffloadingContext,
+    ScheduleEndContext,
+)
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+from pegashm import _native
+from pegashm.cache import Cache, Mode
+from pegashm.connector.attachment import Attachment
+from pegashm.connector.jobs import ArenaBlocks
+from pegashm.connector.requests import RequestState, request_state, wants
+
+__all__ = ["PegaShmManager"]
+
+# A request whose loads keep failing is computed instead; preemptions make a few loads normal.
+_LOADS_MAX: Final = 8
+# Claims that workers never report mean that they cannot reach the arena: stop claiming.
+_STRAY_MAX: Final = 1024
+_REAP_EVERY_S: Final = 1.0
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+logger = init_logger(__name__)
+
+
+def _miss_on_error(instead: Callable[[], _T]) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """An error of ours must not become the engine's: log it once, answer `instead()`."""
+
+    def decorate(method: Callable[_P, _T]) -> Callable[_P, _T]:
+        @functools.wraps(method)
+        def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            try:
+                return method(*args, **kwargs)
+            except Exception as error:  # noqa: BLE001 - the contract with the engine: any failure is a miss
+                logger.warning_once("PegaShm: %s failed: %r", method.__name__, error)
+                return instead()
+
+        return guarded
+
+    return decorate
+
+
+class PegaShmManager(OffloadingManager):
+    """vLLM's OffloadingManager on the shared index. `writers`: workers that copy each stored chunk."""
+
+    def __init__(
+        self, attachment: Attachment, *, mode: Mode, chunk_bytes: int, writers: int, events: bool
+    ) -> None:
+        self._attachment = attachment
+        self._mode = mode
+        self._chunk_bytes = chunk_bytes
+        self._writers = writers
+        self._events: list[OffloadingEvent] | None = [] if events else None
+        self._looked_up: list[RequestState] = []
+        self._loading: dict[str, RequestState] = {}
+        self._storing: dict[OffloadKey, int] = {}
+        self._stray: list[int] = []
+        self._reap_at = 0.0
+
+    @property
+    def _cache(self) -> Cache | None:
+        return self._attachment.cache
+
+    # -- lookups and loads ---------------------------------------------------------------------------
+
+    @_miss_on_error(lambda: LookupResult.MISS)
+    def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        if self._cache is None or self._mode is Mode.SAVE_ONLY:
+            return LookupResult.MISS
+        state = request_state(req_context)
+        if key not in state.found and key not in state.missing:
+            if not self._may_load(state, req_context):
+                return LookupResult.MISS
+            self._find(self._cache, key, state, req_context)
+        return LookupResult.HIT if key in state.found else LookupResult.MISS
+
+    def _may_load(self, state: RequestState, context: ReqContext) -> bool:
+        return (
+            state.loads < _LOADS_MAX
+            and wants(context, "load")
+            and context.load_tier_filter.allows(Medium.CPU, Locality.LOCAL)
+        )
+
+    def _find(
+        self, cache: Cache, key: OffloadKey, state: RequestState, context: ReqContext
+    ) -> None:
+        """Look up `key` and, in the same call, what vLLM will ask about next."""
+        if not state.found and not state.missing:
+            self._looked_up.append(state)
+        if state.follows_a_lookup(key, context):  # a sliding window, from the end
+            keys = [k for k in state.backward(key, context) if k not in state.found]
+            handles, _ = cache.find(keys, pin=True)
+        else:
+            keys = [k for k in state.onward(key, context) if k not in state.found]
+            handles, _ = cache.find_prefix(keys, pin=True)
+        for asked, handle in zip(keys, handles.tolist(), strict=False):
+            if handle:
+                state.found[asked] = handle
+            else:
+                state.missing.add(asked)
+
+    def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
+        return CacheHitSource.HOST
+
+    def prepare_load(
+        self, keys: Collection[OffloadKey], req_context: ReqContext
+    ) -> LoadStoreSpec:
+        """Turn this step's pins into a load. Every key was a HIT in this very step.
+
+        If one is not pinned any more after all, its handle is 0: the worker reports that load as failed.
+        """
+        cache = self._cache
+        state = request_state(req_context)
+        state.loads += 1
+        handles = np.array([state.found.pop(key, 0) for key in keys], dtype=np.uint64)
+        state.loading.update(zip(keys, handles.tolist(), strict=True))
+        self._loading[req_context.req_id] = state
+        if cache is None:
+            return _nothing(len(keys))
+        offsets, sizes = cache.locate(handles)
+        handles[sizes != self._chunk_bytes] = 0
+        return _blocks(cache, handles, offsets)
+
+    @_miss_on_error(lambda: None)
+    def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
+        state = request_state(req_context)
+        self._unpin([state.loading.pop(key, 0) for key in keys])
+        if not state.loading:
+            self._loading.pop(req_context.req_id, None)
+
+    @_miss_on_error(lambda: None)
+    def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
+        """Tail first: a block is useless when an earlier one of its chain is gone."""
+        if self._cache is not None and keys:
+            self._cache.touch_keys(list(keys)[::-1])
+
+    # -- stores ----------------------------------------------------------------------------------------
+
+    @_miss_on_error(lambda: None)
+    def prepare_store(
+        self, keys: Collection[OffloadKey], req_context: ReqContext
+    ) -> PrepareStoreOutput | None:
+        """Claim a block for each key that is not there yet. What cannot be claimed is not stored."""
+        cache = self._cache
+        if (
+            cache is None
+            or self._mode is Mode.LOAD_ONLY
+            or len(self._stray) > _STRAY_MAX
+            or not wants(req_context, "store")
+        ):
+            return PrepareStoreOutput([], _nothing(0), [])
+        wanted = list(keys)
+        handles, outcomes = cache.claim(wanted, self._chunk_bytes)
+        if _native.NO_SPACE in outcomes:
+            self._reap(cache)
+        ours = handles != 0
+        stored = [key for key, is_ours in zip(wanted, ours.tolist(), strict=True) if is_ours]
+        handles = handles[ours]
+        offsets, _ = cache.locate(handles)
+        self._storing.update(zip(stored, handles.tolist(), strict=True))
+        return PrepareStoreOutput(stored, _blocks(cache, handles, offsets), [])
+
+    @_miss_on_error(lambda: None)
+    def complete_store(
+        self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True
+    ) -> None:
+        """Publish what every worker has written; the head of the chain counts as used last."""
+        cache = self._cache
+        ordered = sorted(keys, key=lambda key: req_context.get_offload_key_position(key) or 0)
+        pairs = [(key, self._storing.pop(key)) for key in ordered if key in self._storing]
+        if cache is None or not pairs:
+            return
+        handles = np.array([handle for _, handle in pairs], dtype=np.uint64)
+        if not success:
+            self._stray.extend(handles.tolist())
+            return
+        outcomes = cache.publish(handles, self._writers)
+        self._stray.extend(handles[outcomes == _native.PENDING].tolist())
+        if self._events is not None:
+            published = [
+                key
+                for (key, _), outcome in zip(pairs, outcomes.tolist(), strict=True)
+                if outcome == _native.OK
+            ]
+            if published:
+                self._events.append(
+                    OffloadingEvent(published, Medium.CPU, removed=False, locality=Locality.LOCAL)
+                )
+
+    # -- the step and the engine -----------------------------------------------------------------------
+
+    def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        return RequestOffloadingContext()
+
+    @_miss_on_error(lambda: None)
+    def on_schedule_end(self, context: ScheduleEndContext) -> None:
+        for state in self._looked_up:
+            self._unpin(state.found.values())
+            state.found.clear()
+            state.missing.clear()
+        self._looked_up.clear()
+        self._return_strays()
+        if self._attachment.look():
+            self._forget_handles()
+
+    def take_events(self) -> Iterable[OffloadingEvent]:
+        if self._events:
+            yield from self._events
+            self._events.clear()
+
+    @_miss_on_error(lambda: None)
+    def reset_cache(self) -> None:
+        """vLLM forgets its jobs and its blocks: ours stay for others, we move to a namespace of our own."""
+        for state in self._loading.values():
+            self._unpin(state.loading.values())
+            state.loading.clear()
+        self._loading.clear()
+        self._stray.extend(self._storing.values())
+        self._storing.clear()
+        self._attachment.enter_fresh_namespace()
+
+    @_miss_on_error(lambda: None)
+    def shutdown(self) -> None:
+        self._attachment.close()
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def _unpin(self, handles: Iterable[int]) -> None:
+        if self._cache is not None:
+            self._cache.unpin(np.fromiter(handles, dtype=np.uint64))
+
+    def _return_strays(self) -> None:
+        """Give back forgotten claims that nobody can be writing any more."""
+        if not self._stray or self._cache is None:
+            return
+        handles = np.array(self._stray, dtype=np.uint64)
+        reported = _native.parts_total(self._cache.region, handles)
+        over = ~_native.generations_hold(self._cache.region, handles)
+        done = reported >= self._writers
+        self._cache.abandon(handles[done])
+        self._stray = handles[~(done | over)].tolist()
+
+    def _forget_handles(self) -> None:
+        """The arena is another one: handles of the old one mean nothing."""
+        for state in self._loading.values():
+            state.loading.clear()
+        self._loading.clear()
+        self._storing.clear()
+        self._stray.clear()
+
+    def _reap(self, cache: Cache) -> None:
+        """Space may be held by the dead. Rarely: it costs a pass over the records for each of them."""
+        now = time.monotonic()
+        if now >= self._reap_at:
+            self._reap_at = now + _REAP_EVERY_S
+            cache.reap_dead()
+
+
+def _blocks(cache: Cache, handles: Any, offsets: Any) -> ArenaBlocks:
+    return ArenaBlocks(cache.region_id, cache.slot, cache.incarnation, handles, offsets)
+
+
+def _nothing(count: int) -> ArenaBlocks:
+    """Blocks of no region: a worker that gets them copies nothing and says that the load failed."""
+    zeros = np.zeros(count, dtype=np.uint64)
+    return ArenaBlocks(bytes(16), 0, 0, zeros, zeros)

@@ -1,0 +1,58 @@
+"""Can this worker reach the blocks of a job? The worker's own mapping of the arena, made when first needed.
+
+A worker holds no slot. Before it copies it joins the client that the job names, by a kernel lock that keeps
+that client's claims and pins from being reaped while this process lives. When the arena was purged and created
+anew, the mapping is renewed.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from vllm.logger import init_logger
+
+from pegashm.cache import Copyist
+from pegashm.connector.jobs import ArenaBlocks
+from pegashm.errors import PegaShmError
+
+__all__ = ["Reach"]
+
+logger = init_logger(__name__)
+
+
+class Reach:
+    """The arena as one worker process sees it. Used by one thread at a time."""
+
+    def __init__(self, arena: str) -> None:
+        self._arena = arena
+        self._copyist: Copyist | None = None
+
+    def join(self, blocks: ArenaBlocks, chunk_bytes: int) -> Copyist | None:
+        """The mapping to copy through, or None: then nothing may be copied for this job."""
+        copyist = self._copyist
+        if copyist is None or copyist.region_id != blocks.region_id:
+            copyist = self._open(blocks)
+        if copyist is None or not copyist.serve(blocks.region_id, blocks.slot, blocks.incarnation):
+            return None
+        return copyist if _inside(copyist, blocks.offsets, chunk_bytes) else None
+
+    def _open(self, blocks: ArenaBlocks) -> Copyist | None:
+        try:
+            copyist = Copyist.open(self._arena)
+        except PegaShmError as error:
+            logger.warning_once("PegaShm: this worker cannot reach the arena: %s", error)
+            return None
+        if copyist.region_id != blocks.region_id:
+            copyist.close()
+            return None
+        self.close()
+        self._copyist = copyist
+        return copyist
+
+    def close(self) -> None:
+        if self._copyist is not None:
+            self._copyist.close()
+            self._copyist = None
+
+
+def _inside(copyist: Copyist, offsets: NDArray[np.uint64], chunk_bytes: int) -> bool:
+    total = copyist.region.payload_bytes
+    return bool(np.all(offsets <= np.uint64(max(total - chunk_bytes, 0))))

@@ -1,0 +1,77 @@
+"""What does one request hold in the cache at the moment? Kept in vLLM's per-request scratch space.
+
+`found`: pinned by lookups of the current step, not yet part of a load; dropped when the step ends.
+`loading`: pinned for a load job until vLLM says that it completed.
+Also the request's keys in order, so that the first lookup of a step can ask for many at once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from vllm.v1.kv_offload.base import OffloadKey, ReqContext
+
+__all__ = ["RequestState", "request_state", "wants"]
+
+_BATCH: Final = 64
+_GROUP_BYTES: Final = 4
+
+
+@dataclass(slots=True)
+class RequestState:
+    """Handles by key; `loads`: how many load jobs this request has had."""
+
+    found: dict[OffloadKey, int] = field(default_factory=dict)
+    missing: set[OffloadKey] = field(default_factory=set)
+    loading: dict[OffloadKey, int] = field(default_factory=dict)
+    loads: int = 0
+    _groups: dict[bytes, list[OffloadKey]] = field(default_factory=dict)
+    _places: dict[OffloadKey, int] = field(default_factory=dict)
+    _known: int = 0
+
+    def onward(self, key: OffloadKey, context: ReqContext) -> list[OffloadKey]:
+        """`key` and those that follow it in its KV group, as far as vLLM has told us the order."""
+        group, place = self._group(key, context)
+        return group[place:] if group else [key]
+
+    def backward(self, key: OffloadKey, context: ReqContext) -> list[OffloadKey]:
+        """`key` and those before it in its KV group, nearest first, at most a batch."""
+        group, place = self._group(key, context)
+        return group[max(place - _BATCH + 1, 0) : place + 1][::-1] if group else [key]
+
+    def follows_a_lookup(self, key: OffloadKey, context: ReqContext) -> bool:
+        """Whether the key after this one was looked up this step: vLLM is going from the end."""
+        group, place = self._group(key, context)
+        if place + 1 >= len(group):
+            return False
+        later = group[place + 1]
+        return later in self.found or later in self.missing
+
+    def _group(self, key: OffloadKey, context: ReqContext) -> tuple[list[OffloadKey], int]:
+        # vLLM notes the position of every key before it looks any up; the attribute is private to it, so
+        # without it we ask for one key at a time.
+        positions: dict[OffloadKey, int] = getattr(context, "_offload_key_positions", {})
+        if len(positions) != self._known:
+            self._groups.clear()
+            for known in positions:
+                self._groups.setdefault(known[-_GROUP_BYTES:], []).append(known)
+            for keys in self._groups.values():
+                keys.sort(key=positions.__getitem__)
+                self._places.update((known, place) for place, known in enumerate(keys))
+            self._known = len(positions)
+        place = self._places.get(key)
+        return ([], 0) if place is None else (self._groups[key[-_GROUP_BYTES:]], place)
+
+
+def request_state(context: ReqContext) -> RequestState:
+    """This request's state, made at first use."""
+    state = context.get_state(RequestState)
+    if state is None:
+        state = RequestState()
+        context.set_state(state)
+    return state
+
+
+def wants(context: ReqContext, what: str) -> bool:
+    """Whether this request may "load" or "store": `kv_transfer_params={"pegashm": {"load": false}}`."""
+    params: Any = (context.kv_transfer_params or {}).get("pegashm")
+    return not isinstance(params, dict) or params.get(what, True) is not False

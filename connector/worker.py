@@ -1,0 +1,188 @@
+"""How do KV bytes move on a CPU engine? Copies between the engine's tensors and the arena, in the background.
+
+One thread takes the jobs in order, as a device's copy stream would, so that a load never overtakes the store that
+reads the blocks it writes. The copy itself runs without the GIL. Called by vLLM in each worker process.
+
+After a store the part is reported in the record, and only then can the scheduler publish it. After a load
+the generations are read again: a block that changed meanwhile makes the load fail, and vLLM computes it.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from vllm.logger import init_logger
+from vllm.v1.kv_offload.base import (
+    CanonicalKVCaches,
+    GPULoadStoreSpec,
+    LoadStoreSpec,
+    OffloadingWorker,
+    TransferResult,
+)
+
+from pegashm._native import Copier
+from pegashm.cache import Copyist
+from pegashm.connector.chunks import ChunkLayout, PageRef, Runs, TensorPlace, transfer_runs
+from pegashm.connector.jobs import ArenaBlocks
+from pegashm.connector.reach import Reach
+
+__all__ = ["PegaShmCpuWorker"]
+
+_JOIN_S: Final = 5.0
+
+logger = init_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    job_id: int
+    blocks: ArenaBlocks
+    engine: GPULoadStoreSpec
+    is_store: bool
+    done: threading.Event
+
+
+class PegaShmCpuWorker(OffloadingWorker):
+    """vLLM's OffloadingWorker over CPU tensors. `cell`: this worker's place in a chunk.
+
+    `failed_jobs` collects load jobs whose bytes may not be used; the connector reports their requests.
+    """
+
+    def __init__(
+        self,
+        kv_caches: CanonicalKVCaches,
+        *,
+        layout: ChunkLayout,
+        cell: int,
+        arena: str,
+        copy_threads: int,
+    ) -> None:
+        self._caches = kv_caches  # keeps the tensors whose addresses we use
+        self._layout = layout
+        self._cell = cell
+        self._tensors = tensor_places(kv_caches)
+        self._groups = page_refs(kv_caches)
+        self._reach = Reach(arena)
+        self._copier = Copier(copy_threads)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._pending: dict[int, _Job] = {}
+        self._results: queue.SimpleQueue[TransferResult] = queue.SimpleQueue()
+        self.failed_jobs: set[int] = set()
+        self._thread = threading.Thread(target=self._serve, name="pegashm-copy", daemon=True)
+        self._thread.start()
+
+    def submit_store(
+        self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec
+    ) -> bool:
+        return self._submit(job_id, dst_spec, src_spec, is_store=True)
+
+    def submit_load(
+        self, job_id: int, src_spec: LoadStoreSpec, dst_spec: GPULoadStoreSpec
+    ) -> bool:
+        return self._submit(job_id, src_spec, dst_spec, is_store=False)
+
+    def _submit(
+        self, job_id: int, blocks: LoadStoreSpec, engine: GPULoadStoreSpec, *, is_store: bool
+    ) -> bool:
+        assert isinstance(blocks, ArenaBlocks)
+        job = _Job(job_id, blocks, engine, is_store, threading.Event())
+        self._pending[job_id] = job
+        self._jobs.put(job)
+        return True
+
+    def get_finished(self) -> list[TransferResult]:
+        """Jobs that ended. `success` is always True, as vLLM demands; see `failed_jobs`."""
+        results = []
+        while not self._results.empty():
+            result = self._results.get()
+            self._pending.pop(result.job_id, None)
+            results.append(result)
+        return results
+
+    def wait(self, job_ids: set[int]) -> None:
+        """vLLM is about to reuse the blocks of these jobs: wait for the copies, which wait for nobody."""
+        for job_id in job_ids:
+            job = self._pending.get(job_id)
+            if job is not None:
+                job.done.wait()
+
+    def shutdown(self) -> None:
+        self._jobs.put(None)
+        self._thread.join(_JOIN_S)
+        if not self._thread.is_alive():
+            self._copier.close()
+            self._reach.close()
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            start = time.perf_counter()
+            copied = 0
+            try:
+                copied = self._store(job) if job.is_store else self._load(job)
+            except Exception:  # noqa: BLE001 - a job that failed is a miss; the thread must live
+                logger.exception("PegaShm: copy job %d failed", job.job_id)
+            if not copied and not job.is_store and len(job.engine.block_ids):
+                self.failed_jobs.add(job.job_id)
+            elapsed = time.perf_counter() - start
+            self._results.put(TransferResult(job.job_id, True, copied, elapsed))
+            job.done.set()
+
+    def _store(self, job: _Job) -> int:
+        copyist = self._reach.join(job.blocks, self._layout.chunk_bytes)
+        if copyist is None:
+            return 0  # the claims stay with the scheduler, which will not publish them
+        copied = False
+        try:
+            runs = self._runs(job, copyist)
+            self._copier.copy(runs.arena, runs.engine, runs.sizes)
+            copied = True
+        finally:
+            copyist.part_done(job.blocks.handles, copied)
+        return runs.total_bytes
+
+    def _load(self, job: _Job) -> int:
+        copyist = self._reach.join(job.blocks, self._layout.chunk_bytes)
+        if copyist is None or not copyist.generations_hold(job.blocks.handles).all():
+            return 0
+        runs = self._runs(job, copyist)
+        self._copier.copy(runs.engine, runs.arena, runs.sizes)
+        if not copyist.generations_hold(job.blocks.handles).all():
+            return 0
+        return runs.total_bytes
+
+    def _runs(self, job: _Job, copyist: Copyist) -> Runs:
+        return transfer_runs(
+            layout=self._layout,
+            cell=self._cell,
+            tensors=self._tensors,
+            groups=self._groups,
+            block_ids=job.engine.block_ids,
+            group_sizes=job.engine.group_sizes,
+            block_indices=job.engine.block_indices,
+            chunk_addresses=job.blocks.offsets + np.uint64(copyist.payload_address),
+        )
+
+
+def tensor_places(kv_caches: CanonicalKVCaches) -> list[TensorPlace]:
+    """Addresses and strides of vLLM's canonical tensors (rows of int8, one a block)."""
+    return [
+        TensorPlace(
+            address=cache.tensor.data_ptr(),
+            row_stride_bytes=cache.tensor.stride(0) * cache.tensor.element_size(),
+            page_bytes=cache.page_size_bytes,
+            rows=cache.tensor.shape[0],
+        )
+        for cache in kv_caches.tensors
+    ]
+
+
+def page_refs(kv_caches: CanonicalKVCaches) -> Sequence[Sequence[PageRef]]:
+    """For each KV group, the page of each of its layers."""
+    return [
+        [PageRef(ref.tensor_idx, ref.page_size_bytes) for ref in refs]
+        for refs in kv_caches.group_data_refs
+    ]
