@@ -113,6 +113,9 @@ def measure(options: harness.Options) -> harness.Findings:
     figures = {
         "share_median": round(harness.median(shares), 3),
         "share_min": min(shares),
+        "share_quickest_median": round(
+            harness.median([row["share_quickest"] for row in wanted]), 3
+        ),
         "share_batch_median": round(harness.median(batch_shares), 3),
         "share_batch_min": min(batch_shares),
         "to_memcpy_median": round(harness.median([row["to_memcpy"] for row in wanted]), 2),
@@ -230,9 +233,12 @@ class Runner:
         seconds = harness.interleave(rounds, contenders)
         total = self.block_count * self.case.block_bytes
         rate = {name: total / harness.median(taken) / 1e9 for name, taken in seconds.items()}
-        return self._row(rate)
+        # The quickest pass of each: what is left of the share when other work on the machine is left out.
+        quickest = {name: min(taken) for name, taken in seconds.items()}
+        best_limit = min(quickest[name] for name in quickest if name.startswith("limit "))
+        return self._row(rate, best_limit / quickest["copier auto"])
 
-    def _row(self, rate: Mapping[str, float]) -> dict[str, Any]:
+    def _row(self, rate: Mapping[str, float], share_quickest: float) -> dict[str, Any]:
         limits = {name[6:]: value for name, value in rate.items() if name.startswith("limit ")}
         best = max(limits, key=lambda name: limits[name])
         limit = limits[best]
@@ -245,6 +251,7 @@ class Runner:
             "limit_gbs": round(limit, 2),
             "copier_gbs": round(rate["copier auto"], 2),
             "share": round(rate["copier auto"] / limit, 3),
+            "share_quickest": round(share_quickest, 3),
             "share_batch": round(rate["batch"] / limit, 3),
             "share_single": round(rate["single"] / limit, 3),
             "to_memcpy": round(rate["copier auto"] / limits["memcpy"], 2),
@@ -267,8 +274,9 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> Any:
         "memcpy GB/s",
         "Copier GB/s",
         "of limit",
+        "quickest passes",
         "of memcpy",
-        f"{BATCH_BLOCKS} blocks a call: of limit",
+        f"{BATCH_BLOCKS} a call: of limit",
         "p50 us",
         "p99 us",
         "1 a call: of limit",
@@ -284,6 +292,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> Any:
                 row["limits_gbs"]["memcpy"],
                 row["copier_gbs"],
                 f"{row['share']:.2f}",
+                f"{row['share_quickest']:.2f}",
                 f"{row['to_memcpy']:.2f}",
                 f"{row['share_batch']:.2f}",
                 row["batch_us_p50"],

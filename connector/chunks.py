@@ -119,7 +119,9 @@ def transfer_runs(
             if int(ids.max()) >= tensor.rows:
                 raise ValueError(f"block {int(ids.max())} of a tensor of {tensor.rows} blocks")
             engine.append(np.uint64(tensor.address) + ids * np.uint64(tensor.row_stride_bytes))
-            arena.append(base + np.uint64(starts[ref.tensor]) + within * np.uint64(tensor.page_bytes))
+            arena.append(
+                base + np.uint64(starts[ref.tensor]) + within * np.uint64(tensor.page_bytes)
+            )
             sizes.append(np.full(size, ref.data_bytes, dtype=np.uint64))
         block_from += size
         chunk_from += chunk_count

@@ -75,7 +75,7 @@ class PegaShmConnector(OffloadingConnector):
 
 def check_vllm_version(version: str) -> None:
     """ConfigError unless this is a vLLM that PegaShm was tested with."""
-    if version.split("+")[0].split(".")[:2] != TESTED_VLLM.split("."):
+    if version.split("+", maxsplit=1)[0].split(".")[:2] != TESTED_VLLM.split("."):
         raise ConfigError(
             f"this PegaShm works with vLLM {TESTED_VLLM}.x, the engine is vLLM {version}: install "
             f"vllm=={TESTED_VLLM}.*, or a PegaShm release for your vLLM"

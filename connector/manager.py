@@ -16,8 +16,8 @@ from typing import Any, Final, ParamSpec, TypeVar
 import numpy as np
 from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import (
-    Locality,
     LoadStoreSpec,
+    Locality,
     LookupResult,
     Medium,
     OffloadingEvent,
@@ -34,7 +34,12 @@ from pegashm import _native
 from pegashm.cache import Cache, Mode
 from pegashm.connector.attachment import Attachment
 from pegashm.connector.jobs import ArenaBlocks
-from pegashm.connector.requests import RequestState, request_state, wants
+from pegashm.connector.requests import (
+    RequestState,
+    keys_tail_to_head,
+    request_state,
+    wants,
+)
 
 __all__ = ["PegaShmManager"]
 
@@ -50,8 +55,8 @@ _T = TypeVar("_T")
 logger = init_logger(__name__)
 
 
-def _miss_on_error(instead: Callable[[], _T]) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
-    """An error of ours must not become the engine's: log it once, answer `instead()`."""
+def _miss_on_error(instead: Callable[_P, _T]) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """An error of ours must not become the engine's: log it once, answer what `instead` says."""
 
     def decorate(method: Callable[_P, _T]) -> Callable[_P, _T]:
         @functools.wraps(method)
@@ -60,7 +65,7 @@ def _miss_on_error(instead: Callable[[], _T]) -> Callable[[Callable[_P, _T]], Ca
                 return method(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - the contract with the engine: any failure is a miss
                 logger.warning_once("PegaShm: %s failed: %r", method.__name__, error)
-                return instead()
+                return instead(*args, **kwargs)
 
         return guarded
 
@@ -90,7 +95,7 @@ class PegaShmManager(OffloadingManager):
 
     # -- lookups and loads ---------------------------------------------------------------------------
 
-    @_miss_on_error(lambda: LookupResult.MISS)
+    @_miss_on_error(lambda self, key, req_context: LookupResult.MISS)
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         if self._cache is None or self._mode is Mode.SAVE_ONLY:
             return LookupResult.MISS
@@ -129,9 +134,8 @@ class PegaShmManager(OffloadingManager):
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
         return CacheHitSource.HOST
 
-    def prepare_load(
-        self, keys: Collection[OffloadKey], req_context: ReqContext
-    ) -> LoadStoreSpec:
+    @_miss_on_error(lambda self, keys, req_context: _nothing(len(keys)))
+    def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         """Turn this step's pins into a load. Every key was a HIT in this very step.
 
         If one is not pinned any more after all, its handle is 0: the worker reports that load as failed.
@@ -146,24 +150,26 @@ class PegaShmManager(OffloadingManager):
             return _nothing(len(keys))
         offsets, sizes = cache.locate(handles)
         handles[sizes != self._chunk_bytes] = 0
+        cache.touch(handles[::-1])
         return _blocks(cache, handles, offsets)
 
-    @_miss_on_error(lambda: None)
+    @_miss_on_error(lambda *args, **kwargs: None)
     def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         state = request_state(req_context)
         self._unpin([state.loading.pop(key, 0) for key in keys])
         if not state.loading:
             self._loading.pop(req_context.req_id, None)
 
-    @_miss_on_error(lambda: None)
-    def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
-        """Tail first: a block is useless when an earlier one of its chain is gone."""
-        if self._cache is not None and keys:
-            self._cache.touch_keys(list(keys)[::-1])
+    @_miss_on_error(lambda *args, **kwargs: None)
+    def on_request_finished(self, req_context: ReqContext) -> None:
+        """Its blocks were used, in the engine's own cache too. Tail first: a block is useless when an
+        earlier one of its chain is gone, so the head must count as used last."""
+        if self._cache is not None:
+            self._cache.touch_keys(keys_tail_to_head(req_context))
 
     # -- stores ----------------------------------------------------------------------------------------
 
-    @_miss_on_error(lambda: None)
+    @_miss_on_error(lambda self, keys, req_context: PrepareStoreOutput([], _nothing(0), []))
     def prepare_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext
     ) -> PrepareStoreOutput | None:
@@ -187,7 +193,7 @@ class PegaShmManager(OffloadingManager):
         self._storing.update(zip(stored, handles.tolist(), strict=True))
         return PrepareStoreOutput(stored, _blocks(cache, handles, offsets), [])
 
-    @_miss_on_error(lambda: None)
+    @_miss_on_error(lambda *args, **kwargs: None)
     def complete_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True
     ) -> None:
@@ -219,7 +225,7 @@ class PegaShmManager(OffloadingManager):
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         return RequestOffloadingContext()
 
-    @_miss_on_error(lambda: None)
+    @_miss_on_error(lambda *args, **kwargs: None)
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         for state in self._looked_up:
             self._unpin(state.found.values())
@@ -235,7 +241,7 @@ class PegaShmManager(OffloadingManager):
             yield from self._events
             self._events.clear()
 
-    @_miss_on_error(lambda: None)
+    @_miss_on_error(lambda *args, **kwargs: None)
     def reset_cache(self) -> None:
         """vLLM forgets its jobs and its blocks: ours stay for others, we move to a namespace of our own."""
         for state in self._loading.values():
@@ -246,7 +252,7 @@ class PegaShmManager(OffloadingManager):
         self._storing.clear()
         self._attachment.enter_fresh_namespace()
 
-    @_miss_on_error(lambda: None)
+    @_miss_on_error(lambda *args, **kwargs: None)
     def shutdown(self) -> None:
         self._attachment.close()
 

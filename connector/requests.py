@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from vllm.v1.kv_offload.base import OffloadKey, ReqContext
 
-__all__ = ["RequestState", "request_state", "wants"]
+__all__ = ["RequestState", "keys_tail_to_head", "request_state", "wants"]
 
 _BATCH: Final = 64
 _GROUP_BYTES: Final = 4
@@ -47,9 +47,7 @@ class RequestState:
         return later in self.found or later in self.missing
 
     def _group(self, key: OffloadKey, context: ReqContext) -> tuple[list[OffloadKey], int]:
-        # vLLM notes the position of every key before it looks any up; the attribute is private to it, so
-        # without it we ask for one key at a time.
-        positions: dict[OffloadKey, int] = getattr(context, "_offload_key_positions", {})
+        positions = _positions(context)
         if len(positions) != self._known:
             self._groups.clear()
             for known in positions:
@@ -62,9 +60,21 @@ class RequestState:
         return ([], 0) if place is None else (self._groups[key[-_GROUP_BYTES:]], place)
 
 
+def keys_tail_to_head(context: ReqContext) -> list[OffloadKey]:
+    """All keys of a request, those that end latest first."""
+    positions = _positions(context)
+    return sorted(positions, key=positions.__getitem__, reverse=True)
+
+
+def _positions(context: ReqContext) -> dict[OffloadKey, int]:
+    """The token at which each key's chunk ends. vLLM notes it before it looks a key up; the attribute is
+    private to it, so without it we ask for one key at a time."""
+    return getattr(context, "_offload_key_positions", {})
+
+
 def request_state(context: ReqContext) -> RequestState:
     """This request's state, made at first use."""
-    state = context.get_state(RequestState)
+    state: RequestState | None = context.get_state(RequestState)
     if state is None:
         state = RequestState()
         context.set_state(state)

@@ -62,9 +62,7 @@ class Settings:
             raise ConfigError(f"copy_threads must be 1 to 64, got {self.copy_threads}")
 
 
-def settings_of(
-    extra: Mapping[str, Any], environment: Mapping[str, str] | None = None
-) -> Settings:
+def settings_of(extra: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Settings:
     """Settings from vLLM's extra config; ConfigError names the key, the value and what would do."""
     environment = os.environ if environment is None else environment
     unknown = sorted(set(extra) - _OURS - _VLLM)

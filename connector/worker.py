@@ -80,9 +80,7 @@ class PegaShmCpuWorker(OffloadingWorker):
     ) -> bool:
         return self._submit(job_id, dst_spec, src_spec, is_store=True)
 
-    def submit_load(
-        self, job_id: int, src_spec: LoadStoreSpec, dst_spec: GPULoadStoreSpec
-    ) -> bool:
+    def submit_load(self, job_id: int, src_spec: LoadStoreSpec, dst_spec: GPULoadStoreSpec) -> bool:
         return self._submit(job_id, src_spec, dst_spec, is_store=False)
 
     def _submit(
@@ -123,7 +121,7 @@ class PegaShmCpuWorker(OffloadingWorker):
             copied = 0
             try:
                 copied = self._store(job) if job.is_store else self._load(job)
-            except Exception:  # noqa: BLE001 - a job that failed is a miss; the thread must live
+            except Exception:
                 logger.exception("PegaShm: copy job %d failed", job.job_id)
             if not copied and not job.is_store and len(job.engine.block_ids):
                 self.failed_jobs.add(job.job_id)
@@ -149,10 +147,12 @@ class PegaShmCpuWorker(OffloadingWorker):
         if copyist is None or not copyist.generations_hold(job.blocks.handles).all():
             return 0
         runs = self._runs(job, copyist)
-        self._copier.copy(runs.engine, runs.arena, runs.sizes)
+        copied = self._copier.copy(runs.engine, runs.arena, runs.sizes)
         if not copyist.generations_hold(job.blocks.handles).all():
+            copyist.region.count("loads_failed", len(job.blocks.handles))
             return 0
-        return runs.total_bytes
+        copyist.region.count("bytes_loaded", copied)
+        return copied
 
     def _runs(self, job: _Job, copyist: Copyist) -> Runs:
         return transfer_runs(

@@ -148,6 +148,8 @@ class Region:
         """Undo all that a client left and free its slot; what was done: claims, evictions, pins, segments."""
     def repair(self) -> dict[str, int]:
         """Rebuild hints from the records (free bitmap, namespace bytes, missing touches). Idempotent."""
+    def count(self, counter: str, amount: int = 1) -> None:
+        """Add to a counter by its key."""
     # -- reading, by any process; snapshots, consistent per record ------------------------------
     def clients(self) -> list[dict[str, Any]]:
         """Attached slots: slot, incarnation, pid, started_at, attached_at_ns, namespace_id, mode, engine_id, label."""
@@ -208,8 +210,6 @@ class Client:
         """Evict these: OK | PINNED | MISSING."""
     def evict_lru(self, payload_bytes: int, count: int) -> int:
         """Evict up to `count` least recently used blocks of this size class; returns how many."""
-    def count(self, counter: str, amount: int = 1) -> None:
-        """Add to a counter by its key."""
 
 class Copier:
     """Copies byte runs with a fixed set of threads, GIL released; usable without any region."""

@@ -175,6 +175,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
     void report_part(const View&, uint64_t, cbool)
     uint32_t parts_reported(const View&, uint64_t)
     const char* const counter_keys[]
+    enum: counters_used "static_cast<int>(pegashm::Counter::count_)"
     void c_count "pegashm::add_relaxed"(uint64_t&, uint64_t)
 
     cdef cppclass CClient "pegashm::Client":
@@ -277,7 +278,7 @@ STATUS_NAMES = {
 
 _MAGIC = int.from_bytes(b"PEGASHM1", "little")
 _COPY_METHODS = {"auto": 0, "memcpy": 1, "streaming": 2, "rep_movsb": 3}
-_COUNTER_INDEX = {counter_keys[i].decode(): i for i in range(22)}
+_COUNTER_INDEX = {counter_keys[i].decode(): i for i in range(counters_used)}
 
 BLOCK_FIELDS = np.dtype([
     ("record", "u4"), ("state", "u1"), ("owner", "u2"), ("generation", "u8"), ("key", "u1", 32),
@@ -707,6 +708,10 @@ cdef class Region:
             done = rebuild_hints(view[0])
         return {"free_bits": done.free_bits, "touches": done.touches}
 
+    def count(self, str counter, uint64_t amount=1):
+        cdef uint32_t index = _COUNTER_INDEX[counter]
+        c_count(self.mapped_writable().counter_value(index).value, amount)
+
     # reading
 
     def clients(self):
@@ -1024,9 +1029,6 @@ cdef class Client:
         with nogil:
             evicted = self.core.evict_oldest(payload_bytes, count)
         return evicted
-
-    def count(self, str counter, uint64_t amount=1):
-        c_count(self.region.mapped().counter_value(_COUNTER_INDEX[counter]).value, amount)
 
 
 # -- copying -----------------------------------------------------------------------------------------
