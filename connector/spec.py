@@ -73,4 +73,14 @@ class PegaShmOffloadingSpec(OffloadingSpec):
                 arena=self._settings.arena,
                 copy_threads=self._settings.copy_threads,
             )
+        if current_platform.is_cuda_alike():
+            from pegashm.connector.cuda import PegaShmCudaWorker, device_driver
+
+            return PegaShmCudaWorker(
+                kv_caches,
+                layout=self._layout,
+                cell=cell,
+                arena=self._settings.arena,
+                driver=device_driver(kv_caches),
+            )
         raise ConfigError(f"PegaShm has no worker for {current_platform.device_name} engines yet")

@@ -171,7 +171,8 @@ class Region:
     def journal(self, after: int, limit: int = 1024) -> tuple[int, list[dict[str, Any]]]:
         """Events with sequence > after: (last sequence seen, [{sequence, event, namespace_id, group, key, handle}]).
 
-        Events overwritten before they were read are skipped: a gap in `sequence` shows it.
+        Events overwritten, or not written yet, are skipped: a gap in `sequence` shows it, and whether
+        to wait for one is the caller's to say.
         """
 
 class Client:

@@ -69,6 +69,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint64_t buckets_offset
         uint64_t journal_offset
         uint64_t page_bytes
+        uint64_t checksum
         uint64_t segments_ready
         uint64_t supervisor_pid
         uint64_t supervisor_started_at_ns
@@ -288,6 +289,26 @@ BLOCK_FIELDS = np.dtype([
 ])
 
 
+# One row of BLOCK_FIELDS, which numpy packs.
+cdef packed struct BlockRow:
+    uint32_t record
+    uint8_t state
+    uint16_t owner
+    uint64_t generation
+    uint8_t key[32]
+    uint8_t key_bytes
+    uint16_t group
+    uint32_t namespace_id
+    uint64_t payload_offset
+    uint64_t payload_bytes
+    uint64_t pins[2]
+    uint64_t touched
+    uint64_t claimed_at_ns
+    uint64_t published_at_ns
+    uint32_t parts_done
+    uint32_t parts_failed
+
+
 # -- arguments ---------------------------------------------------------------------------------------
 
 cdef class _Keys:
@@ -456,6 +477,7 @@ cdef dict _header_dict(const Header* header):
         "buckets_offset": header.buckets_offset,
         "journal_offset": header.journal_offset,
         "page_bytes": header.page_bytes,
+        "checksum": header.checksum,
         "segments_ready": load_acquire(header.segments_ready),
         "supervisor_pid": header.supervisor_pid,
         "supervisor_started_at_ns": header.supervisor_started_at_ns,
@@ -798,29 +820,34 @@ cdef class Region:
         cdef uint32_t record, count = 0, size = view.geometry.record_count
         cdef Block* block
         cdef uint64_t state
+        cdef BlockRow* row
+        out = np.zeros(size, dtype=BLOCK_FIELDS)
+        cdef uint8_t[::1] raw = out.view(np.uint8)
         for record in range(size):
-            count += (load_acquire(view.block(record).state) & 0xFF) != 0
-        out = np.zeros(count, dtype=BLOCK_FIELDS)
-        rows = []
-        for record in range(size):
-            if len(rows) == <Py_ssize_t>count:
-                break
             block = &view.block(record)
             state = load_acquire(block.state)
             if (state & 0xFF) == 0:
                 continue
-            rows.append((
-                record, state & 0xFF, block_owner(state), block_generation(state),
-                np.frombuffer(<bytes>(<char*>block.key)[:32], dtype=np.uint8),
-                block.identity >> 48 & 0xFF, block.identity >> 32 & 0xFFFF, block.identity & 0xFFFFFFFF,
-                block.payload_offset, block.payload_bytes, (block.pins[0], block.pins[1]),
-                load_acquire(view.touched(record)), block.claimed_at_ns, block.published_at_ns,
-                block.parts & 0xFFFFFFFF, block.parts >> 32,
-            ))
-        out = out[:len(rows)]
-        if rows:
-            out[:] = rows
-        return out
+            row = <BlockRow*>&raw[count * sizeof(BlockRow)]
+            row.record = record
+            row.state = <uint8_t>state
+            row.owner = <uint16_t>block_owner(state)
+            row.generation = block_generation(state)
+            memcpy(row.key, block.key, 32)
+            row.key_bytes = <uint8_t>(block.identity >> 48)
+            row.group = <uint16_t>(block.identity >> 32)
+            row.namespace_id = <uint32_t>block.identity
+            row.payload_offset = block.payload_offset
+            row.payload_bytes = block.payload_bytes
+            row.pins[0] = block.pins[0]
+            row.pins[1] = block.pins[1]
+            row.touched = load_acquire(view.touched(record))
+            row.claimed_at_ns = block.claimed_at_ns
+            row.published_at_ns = block.published_at_ns
+            row.parts_done = <uint32_t>block.parts
+            row.parts_failed = <uint32_t>(block.parts >> 32)
+            count += 1
+        return out[:count].copy()
 
     def tally(self):
         cdef View* view = self.mapped()

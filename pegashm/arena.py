@@ -176,6 +176,10 @@ def _open(path: str, flags: int) -> Iterator[int]:
         descriptor = os.open(path, flags)
     except PermissionError as error:
         raise ResourceError(f"no permission to open {path} as uid {os.geteuid()}") from error
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # a path out of a damaged header can be anything
+        raise FormatError(f"cannot open {path!r}, which a header names: {error}") from error
     try:
         yield descriptor
     finally:

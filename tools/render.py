@@ -95,7 +95,7 @@ def _table(
     console: Console, title: str, rows: Iterable[dict[str, Any]], columns: tuple[Column, ...]
 ) -> None:
     rows = list(rows)
-    console.print(Text(f"\n{title}: {len(rows) or 'none'}", "bold"))
+    console.print(Text(f"\n{title}" if rows else f"\n{title}: none", "bold"))
     if not rows:
         return
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)

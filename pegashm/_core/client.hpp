@@ -132,6 +132,10 @@ class Client {
       outcomes[i] = Outcome::missing;
       if (!known(handles[i])) continue;
       const Block& block = view_.block(handle_record(handles[i]));
+      if (load_acquire(block.state) !=
+          block_state(BlockTag::claimed, slot_, handle_generation(handles[i]))) {
+        continue;
+      }
       outcomes[i] = judge_parts(block, parts_expected);
       if (outcomes[i] == Outcome::incomplete) {
         incomplete += drop_claim(view_, slot_, handles[i], true) ? 1u : 0u;

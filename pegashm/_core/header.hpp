@@ -51,6 +51,22 @@ inline void write_header(Header& header, const Geometry& geometry) noexcept {
   header.journal_offset = geometry.journal_offset;
 }
 
+// Over all that the creator writes once: bytes [16, checksum) and the arenas. Finds damage, not malice.
+inline uint64_t header_checksum(const Header& header) noexcept {
+  const auto* const bytes = reinterpret_cast<const uint8_t*>(&header);
+  uint64_t hash = 0x9AE16A3B2F90404F;
+  const auto add = [&](uint64_t from, uint64_t to) noexcept {
+    for (uint64_t at = from; at < to; at += 8) {
+      uint64_t word;
+      std::memcpy(&word, bytes + at, 8);
+      hash = mix(hash, word);
+    }
+  };
+  add(offsetof(Header, layout_signature), offsetof(Header, checksum));
+  add(offsetof(Header, arenas), offsetof(Header, reserved_3584));
+  return hash;
+}
+
 // Everything but the creator's own labels, arenas and the magic. `view` is zeroed memory.
 inline void format(const View& view) noexcept {
   write_header(view.header(), view.geometry);
@@ -61,7 +77,10 @@ inline void format(const View& view) noexcept {
 }
 
 // SYNC create/open: the whole region becomes visible before the magic does. Pairs with check().
-inline void set_ready(Header& header) noexcept { store_release(header.magic, magic_ready); }
+inline void set_ready(Header& header) noexcept {
+  header.checksum = header_checksum(header);
+  store_release(header.magic, magic_ready);
+}
 
 inline HeaderFault check(const Header& header, uint64_t file_bytes, Geometry& out) noexcept {
   if (file_bytes < sizeof(Header)) return HeaderFault::not_ready;
@@ -77,11 +96,16 @@ inline HeaderFault check(const Header& header, uint64_t file_bytes, Geometry& ou
   if (!plan_geometry(copy.segment_bytes, copy.block_bytes_min, copy.segment_count, out)) {
     return HeaderFault::inconsistent;
   }
+  if (copy.checksum != header_checksum(copy)) return HeaderFault::inconsistent;
   Header expected = copy;
   write_header(expected, out);
   expected.format_minor = copy.format_minor;
   if (std::memcmp(&expected, &copy, sizeof copy) != 0) return HeaderFault::inconsistent;
   if (file_bytes < out.control_bytes) return HeaderFault::truncated;
+  if (copy.page_bytes != page_bytes_small && copy.page_bytes != (uint64_t{2} << 20) &&
+      copy.page_bytes != (uint64_t{1} << 30)) {
+    return HeaderFault::inconsistent;
+  }
   if (copy.arena_count == 0 || copy.arena_count > arena_count_max) return HeaderFault::inconsistent;
   uint64_t arena_bytes = 0;
   for (uint32_t index = 0; index < copy.arena_count; ++index) {

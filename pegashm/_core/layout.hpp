@@ -66,7 +66,8 @@ struct Header {
   uint64_t buckets_offset;
   uint64_t journal_offset;
   uint64_t page_bytes;
-  uint8_t reserved_200[56];
+  uint64_t checksum;
+  uint8_t reserved_208[48];
   uint64_t segments_ready;
   uint64_t supervisor_pid;
   uint64_t supervisor_started_at_ns;
@@ -83,6 +84,7 @@ struct Header {
 static_assert(sizeof(Header) == 4096 && std::has_unique_object_representations_v<Header>);
 static_assert(offsetof(Header, region_id) == 24 && offsetof(Header, segment_count) == 80);
 static_assert(offsetof(Header, namespaces_offset) == 112 && offsetof(Header, page_bytes) == 192);
+static_assert(offsetof(Header, checksum) == 200 && offsetof(Header, reserved_208) == 208);
 static_assert(offsetof(Header, segments_ready) == 256 && offsetof(Header, access_clock) == 320);
 static_assert(offsetof(Header, journal_head) == 384 && offsetof(Header, freed_clock) == 448);
 static_assert(offsetof(Header, arenas) == 512 && offsetof(Header, reserved_3584) == 3584);
@@ -212,6 +214,7 @@ constexpr uint64_t compute_layout_signature() noexcept {
                                uint64_t{offsetof(Block, identity)},
                                uint64_t{offsetof(Block, pins)},
                                uint64_t{offsetof(Block, parts)},
+                               uint64_t{offsetof(Header, checksum)},
                                uint64_t{offsetof(Header, segments_ready)},
                                uint64_t{offsetof(Header, access_clock)},
                                uint64_t{offsetof(Header, journal_head)},

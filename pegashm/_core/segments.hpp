@@ -30,7 +30,7 @@ inline bool may_evict_for(const View& view, const Block& block, uint32_t request
   const uint64_t state = load_acquire(entry.state);
   if (!namespace_live(state) || namespace_generation(state) != owner >> 16) return true;
   const uint64_t reserved = load_relaxed(entry.reserved_bytes);
-  return reserved == 0 || resident_bytes(entry) > reserved;
+  return reserved == 0 || resident_bytes(entry) >= reserved + occupied_bytes(view, block);
 }
 
 // Evicts all of a segment's blocks. False as soon as one may not go.
@@ -50,6 +50,7 @@ inline bool drain_segment(const View& view, uint32_t slot, uint32_t segment,
     const uint64_t state = load_seq(view.block(first + i).state);
     if (block_tag(state) == BlockTag::free) continue;
     if (block_tag(state) != BlockTag::ready ||
+        !may_evict_for(view, view.block(first + i), requester) ||
         evict_block(view, slot, make_handle(first + i, block_generation(state))) != Outcome::ok) {
       return false;
     }

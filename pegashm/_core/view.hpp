@@ -77,9 +77,10 @@ inline uint64_t block_offset(const Geometry& geometry, uint32_t segment, uint64_
 // How many blocks of a stride a segment holds.
 inline uint32_t segment_capacity(const Geometry& geometry, uint32_t segment,
                                  uint64_t stride) noexcept {
+  if (stride == 0) return 0;  // read from shared memory, so possibly damaged
   const uint64_t end = (uint64_t{segment} + 1) * geometry.segment_bytes;
   const uint64_t start = round_up(segment * geometry.segment_bytes, stride);
-  if (stride == 0 || start >= end) return 0;
+  if (start >= end) return 0;
   const uint64_t count = (end - start) / stride;
   return count < geometry.records_per_segment ? static_cast<uint32_t>(count)
                                               : geometry.records_per_segment;

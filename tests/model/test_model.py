@@ -9,13 +9,11 @@ from hypothesis import settings
 
 from tests.model.machine import CacheMachine
 
+# Without a failure seconds; finding the smallest example of one takes minutes.
+pytestmark = pytest.mark.timeout(900)
+
 EXAMPLES = int(os.environ.get("PEGASHM_MODEL_EXAMPLES", "60"))
-
-
-@pytest.mark.timeout(600)
-class TestCacheModel(CacheMachine.TestCase):  # type: ignore[name-defined,misc]
-    """Hypothesis makes the test method of it."""
-
-    settings = settings(
-        settings.get_profile("pegashm"), max_examples=EXAMPLES, stateful_step_count=40
-    )
+TestCacheModel = CacheMachine.TestCase
+TestCacheModel.settings = settings(
+    settings.get_profile("pegashm"), max_examples=EXAMPLES, stateful_step_count=40
+)

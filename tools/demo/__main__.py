@@ -8,7 +8,7 @@
     a new supervisor            finds the arena and re-adopts it; A's blocks are still there
 
 Everything lives in one temporary folder and one arena with this process's id in its name; both are gone at
-the end, however it ends (Ctrl-C and SIGTERM included). Exit status 1 when an output differs, or when a
+the end, however it ends (Ctrl-C, SIGTERM and SIGKILL included). Exit status 1 when an output differs, or when a
 prompt that was stored was not loaded.
 """
 
@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from processes import Answer, DemoError, Engine, Supervisor, command_path
+from processes import Answer, DemoError, Engine, Janitor, Supervisor, command_path
 from report import Row, table
 from rich.console import Console
 from rich.markup import escape
@@ -111,10 +111,6 @@ class Story:
                 f"loaded {answer.cached} tokens of prompt {prompt}, expected {expected}"
             )
 
-    def purge(self) -> None:
-        command = [command_path("pegashm"), "purge", "--name", self.arena_name, "--yes"]
-        subprocess.run(command, capture_output=True, check=False)
-
 
 def tell(story: Story) -> None:
     with story.waiting("making a tiny model with random weights (no download)"):
@@ -185,10 +181,11 @@ def interrupted(number: int, _frame: FrameType | None) -> None:
 def main() -> int:
     for number in STOPPING:
         signal.signal(number, interrupted)
+    arena_name = f"demo-{os.getpid()}"
+    folder = Path(tempfile.mkdtemp(prefix="pegashm-demo-"))
     with ExitStack() as closing:
-        folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="pegashm-demo-")))
-        story = Story(folder, f"demo-{os.getpid()}", closing)
-        closing.callback(story.purge)  # after the processes are stopped, before the folder goes
+        closing.callback(Janitor(arena_name, folder).work)  # last, when every process is stopped
+        story = Story(folder, arena_name, closing)
         try:
             tell(story)
         except DemoError as error:

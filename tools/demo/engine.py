@@ -2,17 +2,20 @@
 
 Started by `processes.Engine`, never imported. The engine runs in this very process, so one SIGKILL takes
 scheduler and worker together, at whatever they are doing. Answers go to the original stdout; everything that
-vLLM prints goes to stderr, which the parent keeps in a log file. End of input ends the engine: it cannot
-outlive the demo.
+vLLM prints goes to stderr, which the parent keeps in a log file. End of input ends the engine, and the
+parent's death kills it, also while it starts: it cannot outlive the demo.
 """
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 SETTLE_SECONDS = (
     0.5  # steps after an answer, so that the last blocks are published before we say so
 )
@@ -72,7 +75,12 @@ def answer(engine: Any, number: int, token_ids: list[int]) -> Mapping[str, Any]:
     }
 
 
+def die_with_parent() -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def main() -> None:
+    die_with_parent()
     model, arena_name = sys.argv[1], os.environ.get("PEGASHM_ARENA")
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Answer", "DemoError", "Engine", "Supervisor", "command_path"]
+__all__ = ["Answer", "DemoError", "Engine", "Janitor", "Supervisor", "command_path"]
 
 HERE = Path(__file__).parent
 QUIET_VLLM = {
@@ -45,6 +45,25 @@ class Answer:
 def command_path(name: str) -> str:
     """A console script of the environment that runs us, PATH or not."""
     return str(Path(sys.executable).parent / name)
+
+
+class Janitor:
+    """Purges the arena and removes the folder when the demo ends, even by a SIGKILL of its own.
+
+    A shell that waits on a pipe: closing it, or dying, is the signal. In a session of its own, so that a
+    Ctrl-C in the terminal does not reach it.
+    """
+
+    SCRIPT = 'read -r _; "$1" purge --name "$2" --yes --force >/dev/null 2>&1; rm -rf "$3"'
+
+    def __init__(self, arena_name: str, folder: Path) -> None:
+        command = ["sh", "-c", self.SCRIPT, "sh", command_path("pegashm"), arena_name, str(folder)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def work(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
 
 
 class Child:
@@ -135,6 +154,10 @@ class Supervisor(Child):
         self.arena_name = arena_name
         self.log_offset = log.stat().st_size if log.exists() else 0
         command = [command_path("pegashm"), "serve", "--name", arena_name, "--size", size]
+        command += [
+            "--segment-size",
+            "32M",
+        ]  # few segments, so that the dump at the end stays short
         super().__init__("the supervisor", command, log, dict(os.environ), talks=False)
 
     def said(self) -> str:

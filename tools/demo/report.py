@@ -46,13 +46,17 @@ class Row:
 
 def table(rows: list[Row]) -> Table:
     """All rows. Cold is the time of the engine without PegaShm on the same prompt."""
-    shown = Table(title="What came from shared memory, and what it was worth", title_style="bold")
-    shown.add_column("engine")
-    shown.add_column("prompt")
-    for header in ("prompt\ntokens", "tokens\nfrom cache"):
+    shown = Table(
+        title="What came from shared memory, and what it was worth",
+        title_style="bold",
+        pad_edge=False,
+    )
+    for header in ("engine", "prompt"):
+        shown.add_column(header)
+    for header in ("prompt\ntokens", "tokens\nfrom\ncache"):
         shown.add_column(header, justify="right")
-    shown.add_column("stored by")
-    for header in ("TTFT cold\nms", "TTFT warm\nms", "attach\nms"):
+    shown.add_column("stored\nby", no_wrap=True)
+    for header in ("TTFT\ncold\nms", "TTFT\nwarm\nms", "attach\nms"):
         shown.add_column(header, justify="right")
     shown.add_column("outputs\nequal", justify="center")
     for row in rows:

@@ -1,0 +1,53 @@
+"""Run benches and keep what was seen: results/NAME-DATE.md (as printed) and results/NAME-DATE.json (the figures).
+
+`python -m bench.record [--quick] [NAME ...]` runs each bench as its own process, all of them when none is named, and
+overwrites the results of the same day. Wait for a quiet machine first: the load before and after is in each file.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import harness
+
+__all__ = ["main"]
+
+BENCHES = ("attach", "copy", "lookup")
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+
+
+def record(name: str, options: Sequence[str]) -> None:
+    """One bench, one pair of files."""
+    command = [sys.executable, "-m", f"bench.{name}", *options]
+    harness.progress(" ".join(command[1:]))
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"bench.{name} ended with status {done.returncode}; nothing recorded")
+    *printed, last = done.stdout.splitlines()
+    figures = json.loads(last)
+    stem = RESULTS / f"{name}-{figures['at'][:10]}"
+    body = "\n".join(line.rstrip() for line in printed)
+    stem.with_suffix(".md").write_text(
+        f"# bench.{name}, {figures['at']}\n\n```text\n{body}\n```\n", encoding="utf-8"
+    )
+    stem.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    harness.progress(f"wrote {stem.name}.md and .json")
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = [word for word in arguments if word.startswith("--")]
+    names = [word for word in arguments if not word.startswith("--")] or list(BENCHES)
+    unknown = set(names) - set(BENCHES)
+    if unknown:
+        raise SystemExit(f"no such bench: {', '.join(sorted(unknown))}; there are {BENCHES}")
+    RESULTS.mkdir(exist_ok=True)
+    for name in names:
+        record(name, options)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
