@@ -20,8 +20,10 @@ __all__ = ["Attachment"]
 _LOOK_EVERY_S: Final = 2.0
 _WAIT_AT_START_S: Final = 2.0
 _WAIT_LATER_S: Final = 0.02
+# The same words at start and later, so that the same reason is not told twice.
+_WITHOUT: Final = "running without PegaShm, attaching when it can"
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # under vLLM's own, whose handlers print it
 
 
 class Attachment:
@@ -40,7 +42,7 @@ class Attachment:
         except PegaShmError as error:
             if settings.required:
                 raise
-            self._tell(f"running without PegaShm, attaching when it can: {error}")
+            self._tell(f"{_WITHOUT}: {error}")
 
     def look(self) -> bool:
         """Attach or re-attach if it is time; True when the cache is another one than before."""
@@ -58,7 +60,7 @@ class Attachment:
         try:
             self._attach(_WAIT_LATER_S)
         except PegaShmError as error:
-            self._tell(f"still without PegaShm: {error}")
+            self._tell(f"{_WITHOUT}: {error}")
             return False
         return True
 

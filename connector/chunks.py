@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ChunkLayout", "PageRef", "Runs", "TensorPlace", "transfer_runs"]
+__all__ = ["ChunkLayout", "PageRef", "Runs", "TensorPlace", "fills_whole_chunks", "transfer_runs"]
 
 PAGE_BYTES = 4096
 
@@ -74,6 +74,17 @@ def cell_offsets(tensors: Sequence[TensorPlace], blocks_per_chunk: int) -> list[
     for tensor in tensors:
         starts.append(starts[-1] + tensor.page_bytes * blocks_per_chunk)
     return starts
+
+
+def fills_whole_chunks(
+    layout: ChunkLayout, group_sizes: Sequence[int], chunk_count: int
+) -> bool:
+    """Whether a store of these engine blocks writes every byte of its chunks.
+
+    vLLM leaves out blocks that a sliding window has passed, also inside of a chunk of several blocks. What was
+    not written is what the memory held before: such a chunk must not be published.
+    """
+    return sum(group_sizes) == chunk_count * layout.blocks_per_chunk
 
 
 def transfer_runs(

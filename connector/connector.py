@@ -29,7 +29,7 @@ __all__ = ["TESTED_VLLM", "PegaShmConnector", "check_vllm_version"]
 # The offloading framework is internal to vLLM and changes between minor versions.
 TESTED_VLLM: Final = "0.32"
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # under vLLM's own, whose handlers print it
 
 
 class PegaShmConnector(OffloadingConnector):

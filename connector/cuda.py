@@ -8,7 +8,7 @@ driver in the background (`registration.py`), beginning with the first job: vLLM
 and a driver call from another thread would break such a recording.
 
 The mapping stays as long as the worker made for it, since that worker holds addresses. When the arena was purged
-and created anew, the first job that names the new one drains the old worker, ends its registrations and drops it.
+and created anew, the first job that names the new one drains the old worker and drops it; its registrations end in their own thread.
 vLLM decides when a worker is made whether device code may read host memory by address (its Triton path for
 small pages): the worker is made again, between jobs, once all of the mapping is registered.
 
@@ -54,8 +54,9 @@ from pegashm.connector.registration import Driver, Ground, Registrar
 __all__ = ["Engine", "PegaShmCudaWorker", "device_driver", "vllm_engine"]
 
 _NO_REGION: Final = bytes(16)
+_SHUTDOWN_S: Final = 30.0
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # under vLLM's own, whose handlers print it
 
 # Makes the worker that copies, for one mapping: (KV tensors, blocks per chunk, host memory).
 Engine = Callable[[CanonicalKVCaches, int, ArenaHostRegion], OffloadingWorker]
@@ -133,9 +134,7 @@ class _Mapped:
             self._worker.shutdown()
             self._worker = None
         if self._worker is None:
-            host = ArenaHostRegion(
-                self.copyist.region, self._layout, self._cell, registered=pinned
-            )
+            host = ArenaHostRegion(self.copyist.region, self._layout, self._cell, registered=pinned)
             self._worker = self._engine(self._kv_caches, self._layout.blocks_per_chunk, host)
             self._worker_knows_pinned = pinned
             if self._registrar is None and self._driver is not None:
@@ -153,13 +152,20 @@ class _Mapped:
     def get_finished(self) -> list[TransferResult]:
         return [] if self._worker is None else list(self._worker.get_finished())
 
-    def close(self) -> None:
-        """Copies first, then registrations, then the mapping, then the locks that it was safe by."""
+    def close(self, wait_s: float) -> None:
+        """Copies first, then registrations, then the mapping and the locks that it was safe by.
+
+        `wait_s`: how long to wait for the end of the registrations, which comes by itself.
+        """
         if self._worker is not None:
             self._worker.shutdown()
             self._worker = None
-        if self._registrar is None or self._registrar.close():
+        if self._registrar is None:
             self.reach.close()
+            return
+        self._registrar.retire(then=self.reach.close)
+        if wait_s and not self._registrar.join(wait_s):
+            logger.warning("PegaShm: unregistering memory has not ended in %.0f s", wait_s)
 
     def _registered(self) -> bool:
         return self._registrar is not None and self._registrar.complete
@@ -225,7 +231,7 @@ class PegaShmCudaWorker(OffloadingWorker):
             self._mapped.wait(job_ids)
 
     def shutdown(self) -> None:
-        self._unmap()
+        self._unmap(wait_s=_SHUTDOWN_S)
 
     # -- one job -----------------------------------------------------------------------------------
 
@@ -310,9 +316,7 @@ class PegaShmCudaWorker(OffloadingWorker):
         mapped.copyist.region.count("bytes_loaded", result.transfer_size or 0)
         return True
 
-    def _end(
-        self, job_id: int, *, failed_load: bool, result: TransferResult | None = None
-    ) -> None:
+    def _end(self, job_id: int, *, failed_load: bool, result: TransferResult | None = None) -> None:
         if failed_load:
             self.failed_jobs.add(job_id)
         if result is None or failed_load:
@@ -341,7 +345,7 @@ class PegaShmCudaWorker(OffloadingWorker):
         if copyist is None:
             reach.close()
             return None
-        self._unmap()
+        self._unmap(wait_s=0)
         self._mapped = _Mapped(
             reach,
             copyist,
@@ -353,7 +357,7 @@ class PegaShmCudaWorker(OffloadingWorker):
         )
         return self._mapped
 
-    def _unmap(self) -> None:
+    def _unmap(self, *, wait_s: float) -> None:
         """Drain the worker of the mapping in use and drop both; its results stay to be fetched."""
         mapped = self._mapped
         if mapped is None:
@@ -363,8 +367,11 @@ class PegaShmCudaWorker(OffloadingWorker):
             self._collect()
         except Exception:
             logger.exception("PegaShm: copies under way have ended in an error")
-        for job_id, job in self._pending.items():  # the worker has lost them: their parts stay unsaid
+        for (
+            job_id,
+            job,
+        ) in self._pending.items():  # the worker has lost them: their parts stay unsaid
             self._end(job_id, failed_load=not job.is_store)
         self._pending.clear()
         self._mapped = None
-        mapped.close()
+        mapped.close(wait_s)

@@ -91,14 +91,18 @@ class ArenaHostRegion:
         """Rows of the next KV tensor of this worker's cell, of so many bytes each."""
         start, self._next = self._next, self._next + tensor_page_size
         if self._next > self._cell_end:
-            raise ValueError(f"the KV tensors take {self._next - self._cell_end} bytes more than a cell")
+            raise ValueError(
+                f"the KV tensors take {self._next - self._cell_end} bytes more than a cell"
+            )
         return self._view(start, tensor_page_size)
 
     def create_next_canonical_view(self, tensor_page_size: int) -> torch.Tensor:
         """As above for vLLM's canonical layout, where all workers share the row from its start."""
         start, self._next_canonical = self._next_canonical, self._next_canonical + tensor_page_size
         if self._next_canonical > self._row_stride:
-            raise ValueError(f"canonical tensors take {self._next_canonical} bytes of {self._row_stride}")
+            raise ValueError(
+                f"canonical tensors take {self._next_canonical} bytes of {self._row_stride}"
+            )
         return self._view(start, tensor_page_size)
 
     def cleanup(self) -> None:

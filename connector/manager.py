@@ -52,19 +52,24 @@ _REAP_EVERY_S: Final = 1.0
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # under vLLM's own, whose handlers print it
 
 
 def _miss_on_error(instead: Callable[_P, _T]) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
     """An error of ours must not become the engine's: log it once, answer what `instead` says."""
 
     def decorate(method: Callable[_P, _T]) -> Callable[_P, _T]:
+        told = False
+
         @functools.wraps(method)
         def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            nonlocal told
             try:
                 return method(*args, **kwargs)
-            except Exception as error:  # noqa: BLE001 - the contract with the engine: any failure is a miss
-                logger.warning_once("PegaShm: %s failed: %r", method.__name__, error)
+            except Exception:
+                if not told:
+                    told = True
+                    logger.exception("PegaShm: %s failed, which costs hits only", method.__name__)
                 return instead(*args, **kwargs)
 
         return guarded
@@ -88,6 +93,7 @@ class PegaShmManager(OffloadingManager):
         self._storing: dict[OffloadKey, int] = {}
         self._stray: list[int] = []
         self._reap_at = 0.0
+        self._resets = 0
 
     @property
     def _cache(self) -> Cache | None:
@@ -179,6 +185,7 @@ class PegaShmManager(OffloadingManager):
             cache is None
             or self._mode is Mode.LOAD_ONLY
             or len(self._stray) > _STRAY_MAX
+            or request_state(req_context).resets_before != self._resets
             or not wants(req_context, "store")
         ):
             return PrepareStoreOutput([], _nothing(0), [])
@@ -223,6 +230,7 @@ class PegaShmManager(OffloadingManager):
     # -- the step and the engine -----------------------------------------------------------------------
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        request_state(req_context).resets_before = self._resets
         return RequestOffloadingContext()
 
     @_miss_on_error(lambda *args, **kwargs: None)
@@ -243,14 +251,20 @@ class PegaShmManager(OffloadingManager):
 
     @_miss_on_error(lambda *args, **kwargs: None)
     def reset_cache(self) -> None:
-        """vLLM forgets its jobs and its blocks: ours stay for others, we move to a namespace of our own."""
-        for state in self._loading.values():
-            self._unpin(state.loading.values())
-            state.loading.clear()
-        self._loading.clear()
-        self._stray.extend(self._storing.values())
-        self._storing.clear()
-        self._attachment.enter_fresh_namespace()
+        """vLLM forgets its jobs and its blocks: ours stay for others, we move to a namespace of our own.
+
+        Requests that are running now have seen the old weights: they store nothing from here on.
+        """
+        self._resets += 1
+        try:
+            for state in self._loading.values():
+                self._unpin(state.loading.values())
+                state.loading.clear()
+            self._loading.clear()
+            self._stray.extend(self._storing.values())
+            self._storing.clear()
+        finally:
+            self._attachment.enter_fresh_namespace()
 
     @_miss_on_error(lambda *args, **kwargs: None)
     def shutdown(self) -> None:

@@ -15,7 +15,7 @@ from pegashm.errors import PegaShmError
 
 __all__ = ["Reach"]
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # under vLLM's own, whose handlers print it
 
 
 class Reach:

@@ -14,7 +14,8 @@ What keeps copies right meanwhile:
   A copy that began as an unregistered one reads or writes through the process's own mapping, which
   registration does not change: these pages are populated, it only counts a reference to each.
 - Only populated segments are registered (nobody claims blocks in others), as they become ready.
-- Nothing is unregistered before all copies have ended: `close` is called after they have been drained.
+- Nothing is unregistered before all copies have ended: `retire` is called after they have been drained. It
+  does not wait either: unregistering takes its time, and the mapping stays until that is done.
 - A chunk that cannot be registered ends the work; what is registered stays so, the rest stays slow.
 """
 
@@ -33,9 +34,8 @@ __all__ = ["CHUNK_BYTES", "Driver", "Ground", "Registrar", "next_chunk"]
 # While the driver registers it may hold up the engine's own calls: 25 ms at 0.1 s/GB with 4 KiB pages.
 CHUNK_BYTES: Final = 256 << 20
 _POLL_S: Final = 1.0
-_CLOSE_S: Final = 60.0
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # under vLLM's own, whose handlers print it
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def _file_end(ground: Ground, offset: int) -> int:
 
 
 class Registrar:
-    """Registers a mapping from a thread of its own, from the moment it is made until `close`."""
+    """Registers a mapping from a thread of its own, from the moment it is made until `retire`."""
 
     def __init__(
         self,
@@ -105,6 +105,7 @@ class Registrar:
         self._addresses: list[int] = []
         self._registered_bytes = 0
         self._closing = threading.Event()
+        self._then: Callable[[], None] = _nothing
         self._thread = threading.Thread(target=self._serve, name="pegashm-register", daemon=True)
         self._thread.start()
 
@@ -118,30 +119,25 @@ class Registrar:
         """Whether all of it is registered: from then on any block's address is one the device can use."""
         return self._registered_bytes == self._ground.total_bytes
 
-    def close(self) -> bool:
-        """Stop and unregister all. Call when no copy is under way and the memory is still mapped.
+    def retire(self, then: Callable[[], None]) -> None:
+        """Stop, unregister all, then call `then`: all in the registrar's thread, soon.
 
-        False when the driver has not come back from a call: then nothing is undone, and the mapping must stay.
+        Call when no copy is under way. The memory must stay mapped until `then` is called.
         """
+        self._then = then
         self._closing.set()
-        self._thread.join(_CLOSE_S)
-        if self._thread.is_alive():
-            logger.error(
-                "PegaShm: registering memory has not ended in %.0f s: left as it is", _CLOSE_S
-            )
-            return False
-        while self._addresses:
-            self._driver.unregister(self._addresses.pop())
-        self._registered_bytes = 0
-        return True
+
+    def join(self, seconds: float) -> bool:
+        """Whether the thread has ended, after at most so long a wait; only after `retire`."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _serve(self) -> None:
         started = time.monotonic()
         try:
-            ended = self._register_all()
+            self._register_all()
         except Exception:
             logger.exception("PegaShm: registering memory with the GPU driver failed")
-            ended = False
         if self.complete:
             logger.info(
                 "PegaShm: %d bytes registered with the GPU driver in %d chunks, %.1f s",
@@ -149,16 +145,24 @@ class Registrar:
                 len(self._addresses),
                 time.monotonic() - started,
             )
-        elif not ended:
+        elif not self._closing.is_set():
             logger.warning(
                 "PegaShm: the GPU driver has registered %d of %d bytes and refuses more: the rest is "
                 "copied through pageable memory, slower",
                 self._registered_bytes,
                 self._ground.total_bytes,
             )
+        self._closing.wait()
+        self._registered_bytes = 0
+        try:
+            while self._addresses:
+                self._driver.unregister(self._addresses.pop())
+        except Exception:
+            logger.exception("PegaShm: unregistering memory with the GPU driver failed")
+        self._then()
 
-    def _register_all(self) -> bool:
-        """False when the driver refused a chunk."""
+    def _register_all(self) -> None:
+        """Until all is registered, the driver refuses a chunk, or we are to stop."""
         ground = self._ground
         while not self.complete and not self._closing.is_set():
             start = self._registered_bytes
@@ -169,9 +173,12 @@ class Registrar:
                 continue
             began = time.monotonic()
             if not self._driver.register(ground.address + start, end - start):
-                return False
+                return
             self._addresses.append(ground.address + start)
             self._registered_bytes = end
             # As long a pause as it took: the engine's calls into the driver get their turn.
             self._closing.wait(time.monotonic() - began)
-        return True
+
+
+def _nothing() -> None:
+    """What follows when nobody said what."""

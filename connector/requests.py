@@ -18,12 +18,14 @@ _GROUP_BYTES: Final = 4
 
 @dataclass(slots=True)
 class RequestState:
-    """Handles by key; `loads`: how many load jobs this request has had."""
+    """Handles by key; `loads`: how many load jobs this request has had; `resets_before`: how often the cache had
+    been reset when the request came."""
 
     found: dict[OffloadKey, int] = field(default_factory=dict)
     missing: set[OffloadKey] = field(default_factory=set)
     loading: dict[OffloadKey, int] = field(default_factory=dict)
     loads: int = 0
+    resets_before: int = 0
     _groups: dict[bytes, list[OffloadKey]] = field(default_factory=dict)
     _places: dict[OffloadKey, int] = field(default_factory=dict)
     _known: int = 0

@@ -26,7 +26,14 @@ from vllm.v1.kv_offload.base import (
 
 from pegashm._native import Copier
 from pegashm.cache import Copyist
-from pegashm.connector.chunks import ChunkLayout, PageRef, Runs, TensorPlace, transfer_runs
+from pegashm.connector.chunks import (
+    ChunkLayout,
+    PageRef,
+    Runs,
+    TensorPlace,
+    fills_whole_chunks,
+    transfer_runs,
+)
 from pegashm.connector.jobs import ArenaBlocks
 from pegashm.connector.reach import Reach
 
@@ -34,7 +41,7 @@ __all__ = ["PegaShmCpuWorker"]
 
 _JOIN_S: Final = 5.0
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # under vLLM's own, whose handlers print it
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +142,10 @@ class PegaShmCpuWorker(OffloadingWorker):
             return 0  # the claims stay with the scheduler, which will not publish them
         copied = False
         try:
+            if not fills_whole_chunks(
+                self._layout, job.engine.group_sizes, len(job.blocks.handles)
+            ):
+                return 0
             runs = self._runs(job, copyist)
             self._copier.copy(runs.arena, runs.engine, runs.sizes)
             copied = True

@@ -40,9 +40,10 @@ class Client {
         buckets[i] = buckets_of(view_.geometry, keys[base + i]);
         prefetch_buckets(view_, buckets[i]);
       }
-      for (uint32_t i = 0; i < lot; ++i) prefetch_record(view_, buckets[i]);
+      bool listed[ahead];
+      for (uint32_t i = 0; i < lot; ++i) listed[i] = prefetch_record(view_, buckets[i]);
       for (uint32_t i = 0; i < lot; ++i) {
-        const Found found = find_key(view_, keys[base + i], buckets[i]);
+        const Found found = listed[i] ? find_key(view_, keys[base + i], buckets[i]) : Found{};
         Outcome outcome = found.handle == 0 ? Outcome::missing
                           : found.ready     ? Outcome::ok
                                             : Outcome::pending;

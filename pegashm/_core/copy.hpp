@@ -27,6 +27,9 @@ enum class CopyMethod : uint8_t { automatic = 0, memcpy = 1, streaming = 2, rep_
 // From here on streaming was measured faster than memcpy, cold and hot; there is no upper limit.
 inline constexpr uint64_t streaming_bytes_min = 4 * 1024;
 
+// Fewer lines of 128 bytes do not make four parts.
+inline constexpr uint64_t streaming_lines_min = 16;
+
 inline void copy_memcpy(uint8_t* to, const uint8_t* from, uint64_t bytes) noexcept {
   std::memcpy(to, from, bytes);
 }
@@ -43,9 +46,20 @@ inline uint64_t bytes_to_align(const uint8_t* to, uint64_t bytes) noexcept {
   return head < bytes ? head : bytes;
 }
 
-// Both kernels copy the two halves of a run side by side, 128 bytes in turn: two streams for the hardware
-// prefetchers, so that one goes on while the other starts anew at a page. `half` is a multiple of 128.
-// 64-byte stores were measured and are no faster. The fence that ends a run list is copy_fence().
+// Both kernels copy four parts of a run side by side, 128 bytes in turn: four streams for the hardware
+// prefetchers, so that some go on while one starts anew at a page. The parts are 128 bytes longer than a
+// quarter (the last is shorter): with parts a multiple of 4 KiB apart, loads would wait for stores to the same
+// place of another page. 64-byte stores were measured and are no faster. copy_fence() ends a run list.
+struct Parts {
+  uint64_t each;  // bytes of the first three, a multiple of 128
+  uint64_t last;
+};
+
+// `lines` of 128 bytes, at least streaming_lines_min, so that no part is empty.
+inline Parts parts_of(uint64_t lines) noexcept {
+  const uint64_t each = lines / 4 + 1;
+  return {each * 128, (lines - 3 * each) * 128};
+}
 
 __attribute__((target("avx2"))) inline void stream_line_avx2(uint8_t* to,
                                                              const uint8_t* from) noexcept {
@@ -60,10 +74,16 @@ __attribute__((target("avx2"))) inline void stream_line_avx2(uint8_t* to,
 }
 
 __attribute__((target("avx2"))) inline void stream_avx2(uint8_t* to, const uint8_t* from,
-                                                        uint64_t half) noexcept {
-  for (uint64_t i = 0; i < half; i += 128) {
-    stream_line_avx2(to + i, from + i);
-    stream_line_avx2(to + half + i, from + half + i);
+                                                        Parts parts) noexcept {
+  for (uint64_t i = 0; i < parts.last; i += 128) {
+    for (uint64_t part = 0; part < 4; ++part) {
+      stream_line_avx2(to + part * parts.each + i, from + part * parts.each + i);
+    }
+  }
+  for (uint64_t part = 0; part < 3; ++part) {
+    for (uint64_t i = parts.last; i < parts.each; i += 128) {
+      stream_line_avx2(to + part * parts.each + i, from + part * parts.each + i);
+    }
   }
 }
 
@@ -80,14 +100,20 @@ inline void stream_line_sse2(uint8_t* to, const uint8_t* from) noexcept {
   }
 }
 
-inline void stream_sse2(uint8_t* to, const uint8_t* from, uint64_t half) noexcept {
-  for (uint64_t i = 0; i < half; i += 128) {
-    stream_line_sse2(to + i, from + i);
-    stream_line_sse2(to + half + i, from + half + i);
+inline void stream_sse2(uint8_t* to, const uint8_t* from, Parts parts) noexcept {
+  for (uint64_t i = 0; i < parts.last; i += 128) {
+    for (uint64_t part = 0; part < 4; ++part) {
+      stream_line_sse2(to + part * parts.each + i, from + part * parts.each + i);
+    }
+  }
+  for (uint64_t part = 0; part < 3; ++part) {
+    for (uint64_t i = parts.last; i < parts.each; i += 128) {
+      stream_line_sse2(to + part * parts.each + i, from + part * parts.each + i);
+    }
   }
 }
 
-using StreamFunction = void (*)(uint8_t*, const uint8_t*, uint64_t) noexcept;
+using StreamFunction = void (*)(uint8_t*, const uint8_t*, Parts) noexcept;
 
 inline StreamFunction widest_stream() noexcept {
   return __builtin_cpu_supports("avx2") ? stream_avx2 : stream_sse2;
@@ -96,10 +122,11 @@ inline StreamFunction widest_stream() noexcept {
 inline void copy_streaming(uint8_t* to, const uint8_t* from, uint64_t bytes) noexcept {
   static const StreamFunction stream = widest_stream();
   const uint64_t head = bytes_to_align(to, bytes);
-  const uint64_t half = (bytes - head) / 256 * 128;
+  const uint64_t lines = (bytes - head) / 128;
+  if (lines < streaming_lines_min) return copy_memcpy(to, from, bytes);
   std::memcpy(to, from, head);
-  stream(to + head, from + head, half);
-  const uint64_t done = head + 2 * half;
+  stream(to + head, from + head, parts_of(lines));
+  const uint64_t done = head + lines * 128;
   std::memcpy(to + done, from + done, bytes - done);
 }
 

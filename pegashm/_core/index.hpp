@@ -104,20 +104,21 @@ inline void prefetch_buckets(const View& view, const Buckets& buckets) noexcept 
   __builtin_prefetch(&view.bucket(buckets.second));
 }
 
-// Starts loading the record that the first matching entry names, if any.
-inline void prefetch_record(const View& view, const Buckets& buckets) noexcept {
+// Starts loading the record that the first matching entry names. False: none matches, the key is not here.
+inline bool prefetch_record(const View& view, const Buckets& buckets) noexcept {
   for (const uint64_t bucket : {buckets.first, buckets.second}) {
     for (uint64_t& word : view.bucket(bucket).entries) {
-      const uint64_t entry = load_relaxed(word);  // SYNC none: only a guess of what to load
+      const uint64_t entry = load_acquire(word);
       if (entry_fingerprint(entry) != buckets.fingerprint) continue;
       const uint32_t record = entry_record(entry);
       if (record >= view.geometry.record_count) continue;
       const Block& block = view.block(record);
       __builtin_prefetch(&block);
       __builtin_prefetch(block.pins);
-      return;
+      return true;
     }
   }
+  return false;
 }
 
 // Whether an entry's record has moved on, so that the entry may be overwritten.

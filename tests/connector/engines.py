@@ -30,7 +30,16 @@ from pegashm.connector.chunks import ChunkLayout
 from pegashm.connector.hostregion import ArenaHostRegion
 from pegashm.connector.jobs import ArenaBlocks
 
-__all__ = ["HYBRID", "Device", "HostEngine", "Pages", "blocks_of", "claim", "gpu_blocks", "kv_caches"]
+__all__ = [
+    "HYBRID",
+    "Device",
+    "HostEngine",
+    "Pages",
+    "blocks_of",
+    "claim",
+    "gpu_blocks",
+    "kv_caches",
+]
 
 
 @dataclass(frozen=True)
@@ -59,15 +68,15 @@ HYBRID = Pages(
 )
 
 
-def kv_caches(pages: Pages, blocks: int, generator: torch.Generator | None = None) -> CanonicalKVCaches:
+def kv_caches(
+    pages: Pages, blocks: int, generator: torch.Generator | None = None
+) -> CanonicalKVCaches:
     """Tensors of random bytes, or of zeros without a generator."""
 
     def tensor(page_bytes: int) -> torch.Tensor:
         if generator is None:
             return torch.zeros((blocks, page_bytes), dtype=torch.int8)
-        return torch.randint(
-            -128, 128, (blocks, page_bytes), dtype=torch.int8, generator=generator
-        )
+        return torch.randint(-128, 128, (blocks, page_bytes), dtype=torch.int8, generator=generator)
 
     return CanonicalKVCaches(
         [CanonicalKVCacheTensor(tensor(nbytes), nbytes) for nbytes in pages.tensors],
@@ -122,12 +131,17 @@ class HostEngine(OffloadingWorker):
     """CPUOffloadingWorker without a device. See the file's head."""
 
     def __init__(
-        self, device: Device, caches: CanonicalKVCaches, blocks_per_chunk: int, host: ArenaHostRegion
+        self,
+        device: Device,
+        caches: CanonicalKVCaches,
+        blocks_per_chunk: int,
+        host: ArenaHostRegion,
     ) -> None:
         pin_mmap_region(host)
         self.host_memory_is_pinned = host.is_pinned
         self.gpu = [
-            cache.tensor.view(torch.int8).view((-1, cache.page_size_bytes)) for cache in caches.tensors
+            cache.tensor.view(torch.int8).view((-1, cache.page_size_bytes))
+            for cache in caches.tensors
         ]
         self.cpu = [
             host.create_next_worker_view(cache.page_size_bytes * blocks_per_chunk)
@@ -183,9 +197,7 @@ class HostEngine(OffloadingWorker):
         )
         sources, destinations, sizes = (np.zeros(count, dtype=np.int64) for _ in range(3))
         gpu_from = host_from = done = 0
-        for group, (size, first) in enumerate(
-            zip(gpu.group_sizes, gpu.block_indices, strict=True)
-        ):
+        for group, (size, first) in enumerate(zip(gpu.group_sizes, gpu.block_indices, strict=True)):
             if size == 0:
                 continue
             skip = first % self._per_chunk

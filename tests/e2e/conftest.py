@@ -66,7 +66,9 @@ class Starter:
         self._numbers = itertools.count()
         self._children: list[Child] = []
 
-    def __call__(self, kind: type[Child], *arguments: Any, log: str = "", **options: Any) -> Child:
+    def __call__(
+        self, kind: Callable[..., Child], *arguments: Any, log: str = "", **options: Any
+    ) -> Child:
         path = self._folder / f"{log or f'{kind.__name__}-{next(self._numbers)}'}.log"
         self._children.append(kind(*arguments, path, **options))
         return self._children[-1]

@@ -168,6 +168,11 @@ class Engine(Child):
     def answers(self) -> list[Answer]:
         return [Answer(**answer) for answer in self._read(ANSWER_SECONDS)["answers"]]
 
+    def has_answered(self) -> bool:
+        """Whether answers() would not wait."""
+        assert self.process.stdout is not None
+        return bool(select.select([self.process.stdout], [], [], 0)[0])
+
     def forget(self, what: str = "own") -> None:
         self._say({"forget": what})
         assert self._read(ANSWER_SECONDS)["done"], "vLLM did not reset its prefix cache"
@@ -223,9 +228,7 @@ class Server(Child):
                 self._open("/health").close()
             except (urllib.error.URLError, ConnectionError):
                 if self.process.poll() is not None:
-                    raise self.failure(
-                        f"ended (exit status {self.process.returncode})"
-                    ) from None
+                    raise self.failure(f"ended (exit status {self.process.returncode})") from None
                 if time.monotonic() > until:
                     raise self.failure("was not ready in time") from None
                 time.sleep(0.2)

@@ -37,14 +37,14 @@ def test_an_engine_without_its_arena_serves_and_attaches_when_it_appears(
 ) -> None:
     before, after, anew = (new_prompt(f"absent {number}") for number in range(3))
     correct = expected(before, after, anew)
-    engine: Engine = start(
-        Engine, models("qwen3"), absent, environment={"PEGASHM_REQUIRED": "0"}
-    )
+    engine: Engine = start(Engine, models("qwen3"), absent, environment={"PEGASHM_REQUIRED": "0"})
     engine.ready()
     for _ in range(3):
         assert correct[0] == engine.ask(before)[0].tokens
         time.sleep(1)
-    warnings = [line for line in engine.said().splitlines() if "WARNING" in line and "PegaShm" in line]
+    warnings = [
+        line for line in engine.said().splitlines() if "WARNING" in line and "PegaShm" in line
+    ]
     assert 1 == len(warnings), warnings
     assert "pegashm serve" in warnings[0]
 

@@ -150,10 +150,8 @@ class Worker:
             self.board.add(self.worker, "steps")
             time.sleep(0.001)
             ended, status = os.waitpid(self.copyist_pid, os.WNOHANG)
-            if ended and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-                os.kill(os.getpid(), signal.SIGKILL)
             if ended:
-                raise BrokenPromiseError(f"the copyist ended with status {status:#x}")
+                self.copyist_ended(status)
 
     def claim_and_abandon(self) -> None:
         handles, outcomes = self.cache.claim(self.some_keys(4), self.chance.choice(SIZES))
@@ -303,9 +301,18 @@ class Worker:
             copy_for(self.name, jobs, answer, about, self.chance)
         os.close(jobs)
         os.close(answer)
-        if os.read(answers, 1) != b"y":
+        said = os.read(answers, 1)
+        if not said:
+            self.copyist_ended(os.waitpid(self.copyist_pid, 0)[1])
+        if said != b"y":
             raise BrokenPromiseError("our own copyist may not serve us")
         os.close(answers)
+
+    def copyist_ended(self, status: int) -> None:
+        """An engine that lost a worker to the referee dies like one; any other end is a finding."""
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise BrokenPromiseError(f"the copyist ended with status {status:#x}")
 
     def stop_copyist(self) -> None:
         if self.copyist is not None:

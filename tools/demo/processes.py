@@ -115,7 +115,8 @@ class Engine(Child):
     """`engine.py`, attached to an arena or (None) on its own. Ready after `wait_ready`."""
 
     def __init__(self, title: str, model: Path, arena_name: str | None, log: Path) -> None:
-        environment = {**os.environ, **QUIET_VLLM}
+        # vLLM leaves files in TMPDIR when it is killed: they go with the demo's folder.
+        environment = {**os.environ, **QUIET_VLLM, "TMPDIR": str(log.parent)}
         environment.pop("PEGASHM_ARENA", None)
         if arena_name is not None:
             environment |= {"PEGASHM_ARENA": arena_name, "PEGASHM_REQUIRED": "1"}
