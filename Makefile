@@ -33,7 +33,7 @@ lint: ## check style, types and the core's warnings
 	@rm -rf $(typed) && mkdir -p $(typed)/pegashm && cp -rs $(CURDIR)/pegashm/. $(typed)/pegashm/ \
 	  && ln -s $(CURDIR)/connector $(CURDIR)/tools $(typed)/pegashm/
 	cd $(typed) && $(CURDIR)/$(python) -m mypy --config-file $(CURDIR)/pyproject.toml -p pegashm
-	cd tools/demo && $(CURDIR)/$(python) -m mypy --strict --explicit-package-bases *.py
+	cd tools/demo && $(CURDIR)/$(python) -m mypy --strict --explicit-package-bases --cache-dir ../../.mypy_cache *.py
 	$(python) -m pytest -q tests/core tests/packaging
 
 format: ## rewrite the sources in house style

@@ -39,10 +39,10 @@ class Attachment:
         self.cache: Cache | None = None
         try:
             self._attach(_WAIT_AT_START_S)
-        except PegaShmError as error:
+        except Exception as error:
             if settings.required:
                 raise
-            self._tell(f"{_WITHOUT}: {error}")
+            self._tell(f"{_WITHOUT}: {_said(error)}")
 
     def look(self) -> bool:
         """Attach or re-attach if it is time; True when the cache is another one than before."""
@@ -54,13 +54,13 @@ class Attachment:
             if self.cache.arena.is_linked():
                 return False
             self._tell(f'arena "{self._settings.arena}" was purged: running without it')
-            self.cache.close()
-            self.cache = None
+            leaving, self.cache = self.cache, None
+            leaving.close()
             return True
         try:
             self._attach(_WAIT_LATER_S)
-        except PegaShmError as error:
-            self._tell(f"{_WITHOUT}: {error}")
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with an arena, the engine goes on
+            self._tell(f"{_WITHOUT}: {_said(error)}")
             return False
         return True
 
@@ -71,10 +71,10 @@ class Attachment:
             return
         try:
             self.cache.enter(self._namespace, _WAIT_LATER_S)
-        except PegaShmError as error:  # better no cache than the old weights' blocks
-            self._tell(f"leaving the arena, since no fresh namespace could be had: {error}")
-            self.cache.close()
-            self.cache = None
+        except Exception as error:  # noqa: BLE001 - better no cache than the old weights' blocks
+            self._tell(f"leaving the arena, since no fresh namespace could be had: {_said(error)}")
+            leaving, self.cache = self.cache, None
+            leaving.close()
 
     def close(self) -> None:
         if self.cache is not None:
@@ -104,3 +104,8 @@ class Attachment:
         if what != self._told:
             logger.warning("PegaShm: %s", what)
             self._told = what
+
+
+def _said(error: Exception) -> str:
+    """Our own errors say what to do; of others the kind matters too."""
+    return str(error) if isinstance(error, PegaShmError) else repr(error)

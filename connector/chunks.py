@@ -14,7 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ChunkLayout", "PageRef", "Runs", "TensorPlace", "fills_whole_chunks", "transfer_runs"]
+__all__ = [
+    "ChunkLayout",
+    "PageRef",
+    "Runs",
+    "TensorPlace",
+    "cell_offsets",
+    "fills_whole_chunks",
+    "transfer_runs",
+]
 
 PAGE_BYTES = 4096
 
@@ -76,9 +84,7 @@ def cell_offsets(tensors: Sequence[TensorPlace], blocks_per_chunk: int) -> list[
     return starts
 
 
-def fills_whole_chunks(
-    layout: ChunkLayout, group_sizes: Sequence[int], chunk_count: int
-) -> bool:
+def fills_whole_chunks(layout: ChunkLayout, group_sizes: Sequence[int], chunk_count: int) -> bool:
     """Whether a store of these engine blocks writes every byte of its chunks.
 
     vLLM leaves out blocks that a sliding window has passed, also inside of a chunk of several blocks. What was

@@ -12,6 +12,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
     KVConnectorTransferResults,
 )
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 from vllm.logger import init_logger
 
@@ -28,6 +29,11 @@ __all__ = ["TESTED_VLLM", "PegaShmConnector", "check_vllm_version"]
 
 # The offloading framework is internal to vLLM and changes between minor versions.
 TESTED_VLLM: Final = "0.32"
+
+_SPEC: Final = {
+    "spec_name": "PegaShmOffloadingSpec",
+    "spec_module_path": "pegashm.connector.spec",
+}
 
 logger = init_logger(f"vllm.{__name__}")  # under vLLM's own, whose handlers print it
 
@@ -46,8 +52,7 @@ class PegaShmConnector(OffloadingConnector):
         extra: dict[str, Any] = transfer.kv_connector_extra_config
         extra.pop(NAMESPACE_KEY, None)
         settings = settings_of(extra)
-        extra["spec_name"] = "PegaShmOffloadingSpec"
-        extra["spec_module_path"] = "pegashm.connector.spec"
+        extra.update(_SPEC)
         if role == KVConnectorRole.SCHEDULER:
             extra[NAMESPACE_KEY] = engine_namespace(vllm_config, kv_cache_config, settings)
             # vLLM's default fails the request; a cache may only ever cost the time to compute.
@@ -57,6 +62,14 @@ class PegaShmConnector(OffloadingConnector):
         finally:
             extra.pop(NAMESPACE_KEY, None)
 
+    @classmethod
+    def build_prom_metrics(
+        cls, vllm_config: "VllmConfig", *arguments: Any, **named: Any
+    ) -> KVConnectorPromMetrics:
+        """Called where `/metrics` is served, which may be a process that makes no connector."""
+        vllm_config.kv_transfer_config.kv_connector_extra_config.update(_SPEC)
+        return super().build_prom_metrics(vllm_config, *arguments, **named)
+
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """vLLM's results, with the requests whose load failed among them."""
         worker = self.connector_worker
@@ -64,7 +77,9 @@ class PegaShmConnector(OffloadingConnector):
         requests = dict(worker._load_jobs)  # noqa: SLF001 - get_finished() forgets which job was whose
         results = super().get_transfer_results(finished_req_ids)
         failed: set[int] = getattr(worker.worker, "failed_jobs", set())
-        for job_id in [job_id for job_id in failed if job_id not in worker._load_jobs]:  # noqa: SLF001
+        for job_id in tuple(failed):  # at once: the copying thread may be adding to it
+            if job_id in worker._load_jobs:  # noqa: SLF001 - it has not been fetched yet
+                continue
             failed.discard(job_id)
             request = requests.get(job_id)
             if request is not None:

@@ -8,7 +8,8 @@ driver in the background (`registration.py`), beginning with the first job: vLLM
 and a driver call from another thread would break such a recording.
 
 The mapping stays as long as the worker made for it, since that worker holds addresses. When the arena was purged
-and created anew, the first job that names the new one drains the old worker and drops it; its registrations end in their own thread.
+and created anew, the first job that names the new one drains the old worker and drops it; its registrations end in
+their own thread.
 vLLM decides when a worker is made whether device code may read host memory by address (its Triton path for
 small pages): the worker is made again, between jobs, once all of the mapping is registered.
 
@@ -45,7 +46,7 @@ from vllm.v1.kv_offload.cpu.gpu_worker import CPUOffloadingWorker
 from vllm.v1.kv_offload.cpu.host_register import host_register, host_unregister
 
 from pegashm.cache import Copyist
-from pegashm.connector.chunks import ChunkLayout
+from pegashm.connector.chunks import ChunkLayout, fills_whole_chunks
 from pegashm.connector.hostregion import ArenaHostRegion, row_stride, rows_of
 from pegashm.connector.jobs import ArenaBlocks
 from pegashm.connector.reach import Reach
@@ -245,10 +246,14 @@ class PegaShmCudaWorker(OffloadingWorker):
             # Without a word about a store's parts: its claims may be another's by now.
             self._end(job_id, failed_load=not is_store and len(gpu.block_ids) > 0)
             return True
+        if is_store and not fills_whole_chunks(self._layout, gpu.group_sizes, len(blocks.handles)):
+            mapped.copyist.part_done(blocks.handles, False)
+            self._end(job_id, failed_load=False)
+            return True
         try:
             self._start(mapped, job_id, blocks, gpu, is_store=is_store)
         except _NotStartedError as error:
-            logger.warning_once("PegaShm: copies cannot be started: %s", error)
+            logger.warning_once("PegaShm: copies cannot be started: %s", str(error))
             if is_store:
                 mapped.copyist.part_done(blocks.handles, False)
             self._end(job_id, failed_load=not is_store)

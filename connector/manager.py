@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, ParamSpec, TypeVar
 
 import numpy as np
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
 from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import (
     LoadStoreSpec,
@@ -40,6 +41,7 @@ from pegashm.connector.requests import (
     request_state,
     wants,
 )
+from pegashm.connector.stats import Tally
 
 __all__ = ["PegaShmManager"]
 
@@ -88,6 +90,7 @@ class PegaShmManager(OffloadingManager):
         self._chunk_bytes = chunk_bytes
         self._writers = writers
         self._events: list[OffloadingEvent] | None = [] if events else None
+        self._tally = Tally()
         self._looked_up: list[RequestState] = []
         self._loading: dict[str, RequestState] = {}
         self._storing: dict[OffloadKey, int] = {}
@@ -127,10 +130,11 @@ class PegaShmManager(OffloadingManager):
             self._looked_up.append(state)
         if state.follows_a_lookup(key, context):  # a sliding window, from the end
             keys = [k for k in state.backward(key, context) if k not in state.found]
-            handles, _ = cache.find(keys, pin=True)
+            handles, outcomes = cache.find(keys, pin=True)
         else:
             keys = [k for k in state.onward(key, context) if k not in state.found]
-            handles, _ = cache.find_prefix(keys, pin=True)
+            handles, outcomes = cache.find_prefix(keys, pin=True)
+        self._tally.found(outcomes)
         for asked, handle in zip(keys, handles.tolist(), strict=False):
             if handle:
                 state.found[asked] = handle
@@ -191,8 +195,11 @@ class PegaShmManager(OffloadingManager):
             return PrepareStoreOutput([], _nothing(0), [])
         wanted = list(keys)
         handles, outcomes = cache.claim(wanted, self._chunk_bytes)
+        self._tally.claimed(outcomes)
         if _native.NO_SPACE in outcomes:
             self._reap(cache)
+        if _native.TOO_LARGE in outcomes:
+            self._tell_too_large(cache)
         ours = handles != 0
         stored = [key for key, is_ours in zip(wanted, ours.tolist(), strict=True) if is_ours]
         handles = handles[ours]
@@ -243,6 +250,9 @@ class PegaShmManager(OffloadingManager):
         self._return_strays()
         if self._attachment.look():
             self._forget_handles()
+
+    def get_stats(self) -> OffloadingConnectorStats | None:
+        return self._tally.take()
 
     def take_events(self) -> Iterable[OffloadingEvent]:
         if self._events:
@@ -301,6 +311,15 @@ class PegaShmManager(OffloadingManager):
         if now >= self._reap_at:
             self._reap_at = now + _REAP_EVERY_S
             cache.reap_dead()
+
+    def _tell_too_large(self, cache: Cache) -> None:
+        logger.warning_once(
+            'PegaShm: nothing is stored: a chunk of this engine has %d bytes, arena "%s" can hold blocks of up '
+            "to %d. Start it with a larger --segment-size, or the engine with smaller blocks_per_chunk",
+            self._chunk_bytes,
+            cache.name,
+            cache.region.header["segment_bytes"],
+        )
 
 
 def _blocks(cache: Cache, handles: Any, offsets: Any) -> ArenaBlocks:

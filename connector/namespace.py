@@ -44,8 +44,9 @@ def engine_namespace(
     parallel = offloading.parallel
     facts: dict[str, Fact] = {
         "vllm": vllm.__version__,
-        "weights": settings.weights_version or weights_identity(model.model, model.revision),
+        "weights": settings.weights_version or _weights(model),
         "load_format": str(vllm_config.load_config.load_format),
+        "loader": repr(vllm_config.load_config.model_loader_extra_config),
         "seed": model.seed if str(vllm_config.load_config.load_format) == "dummy" else None,
         "config": _config_digest(model.hf_config),
         "quantization": str(model.quantization),
@@ -66,7 +67,7 @@ def engine_namespace(
         ],
         "kv_layout": str(offloading.kv_cache_layout),
         "attention": str(vllm_config.attention_config.backend),
-        "speculative": repr(getattr(vllm_config.speculative_config, "model", None)),
+        "draft": _draft(vllm_config.speculative_config),
         "parallel": [
             parallel.world_size,
             parallel.tp_size,
@@ -109,9 +110,31 @@ def refuse_unstable_hashes(vllm_config: "VllmConfig") -> None:
     )
 
 
+def _weights(model: Any) -> str:
+    # The commit is known when the config came from the hub, or from its cache.
+    commit = getattr(model.hf_config, "_commit_hash", None)
+    return weights_identity(model.model, commit or model.revision)
+
+
+def _draft(speculative: Any) -> str | None:
+    """A draft model's layers have KV as well, and it is stored with the rest."""
+    draft = getattr(speculative, "draft_model_config", None)
+    if draft is None:
+        return None
+    return f"{speculative.method} {_weights(draft)} {_config_digest(draft.hf_config)}"
+
+
 def _config_digest(hf_config: Any) -> str:
-    fields = {key: value for key, value in hf_config.to_dict().items() if key not in _CONFIG_NOISE}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
+    text = json.dumps(_without_noise(hf_config.to_dict()), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_noise(fields: Any) -> Any:
+    if not isinstance(fields, dict):
+        return fields
+    return {
+        str(key): _without_noise(value) for key, value in fields.items() if key not in _CONFIG_NOISE
+    }
 
 
 def _rope_depends_on_length(hf_config: Any) -> bool:

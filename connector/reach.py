@@ -38,7 +38,7 @@ class Reach:
         try:
             copyist = Copyist.open(self._arena)
         except PegaShmError as error:
-            logger.warning_once("PegaShm: this worker cannot reach the arena: %s", error)
+            logger.warning_once("PegaShm: this worker cannot reach the arena: %s", str(error))
             return None
         if copyist.region_id != blocks.region_id:
             copyist.close()

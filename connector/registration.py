@@ -2,8 +2,8 @@
 
 Memory that the driver knows is copied by its copy engines; memory that it does not know is copied all the same,
 through staging buffers and slower. Registering costs about 0.1 s/GB, and one call for 512 GiB or more fails:
-so this is done piece by piece while the engine already works. The two driver calls are
-handed in, so that this needs no device. One `Registrar` serves one mapping, for a worker that copies blocks of one stride.
+so this is done piece by piece while the engine already works. The two driver calls are handed in, so that this
+needs no device. One `Registrar` serves one mapping, for a worker that copies blocks of one stride.
 
 What keeps copies right meanwhile:
 - No copy straddles two registrations, or a registered and an unregistered piece: drivers refuse such copies, and

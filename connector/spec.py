@@ -4,12 +4,13 @@ vLLM makes one spec in each process, from its configuration alone. The namespace
 framework passes on, is computed by `connector.py` and handed over in the extra config.
 """
 
-from typing import Final
+from typing import Any, Final
 
 from vllm.platforms import current_platform
 from vllm.v1.kv_offload.base import (
     CanonicalKVCaches,
     OffloadingManager,
+    OffloadingMetricMetadata,
     OffloadingSpec,
     OffloadingWorker,
 )
@@ -19,6 +20,7 @@ from pegashm.connector.attachment import Attachment
 from pegashm.connector.chunks import ChunkLayout
 from pegashm.connector.manager import PegaShmManager
 from pegashm.connector.settings import settings_of
+from pegashm.connector.stats import METRICS
 from pegashm.connector.worker import PegaShmCpuWorker
 from pegashm.errors import ConfigError
 from pegashm.keys import Namespace
@@ -51,6 +53,12 @@ class PegaShmOffloadingSpec(OffloadingSpec):
             blocks_per_chunk=self.blocks_per_chunk,
             cells=1 if self.replicated_layout else config.parallel.world_size,
         )
+
+    @classmethod
+    def build_metric_definitions(
+        cls, extra_config: dict[str, Any]
+    ) -> dict[str, OffloadingMetricMetadata]:
+        return dict(METRICS)
 
     def get_manager(self) -> OffloadingManager:
         assert self._namespace is not None, "connector.py computes it in the scheduler"

@@ -4,7 +4,7 @@ For a local model folder: name and size of every weight file, each safetensors h
 offsets of all tensors), and 64 samples of 4 KiB spread over each file. Reading all weights would take minutes;
 fine-tuning or re-quantising changes values everywhere, so samples meet it. A change of a few values only could be
 missed: whoever patches single tensors in place should set `weights_version`, which replaces all of this.
-For a model named by hub id: the id and its revision.
+For a model named by hub id: the id and its commit, where that is known, or the revision asked for.
 """
 
 import hashlib
@@ -25,7 +25,9 @@ def weights_identity(model: str, revision: str | None) -> str:
     if path.is_file():
         files = [path]
     elif path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+        inside = sorted(file for file in path.iterdir() if file.is_file())
+        # A format that we do not know: then every file counts.
+        files = [file for file in inside if file.suffix in _SUFFIXES] or inside
     else:
         return f"hub:{model}@{revision or 'default'}"
     digest = hashlib.sha256()

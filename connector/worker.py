@@ -31,11 +31,13 @@ from pegashm.connector.chunks import (
     PageRef,
     Runs,
     TensorPlace,
+    cell_offsets,
     fills_whole_chunks,
     transfer_runs,
 )
 from pegashm.connector.jobs import ArenaBlocks
 from pegashm.connector.reach import Reach
+from pegashm.errors import ConfigError
 
 __all__ = ["PegaShmCpuWorker"]
 
@@ -73,6 +75,12 @@ class PegaShmCpuWorker(OffloadingWorker):
         self._cell = cell
         self._tensors = tensor_places(kv_caches)
         self._groups = page_refs(kv_caches)
+        used = cell_offsets(self._tensors, layout.blocks_per_chunk)[-1]
+        if used > layout.cell_bytes:
+            raise ConfigError(
+                f"this engine's KV tensors take {used} bytes a chunk, its configuration says "
+                f"{layout.cell_bytes}: this vLLM lays its cache out in a way PegaShm does not know"
+            )
         self._reach = Reach(arena)
         self._copier = Copier(copy_threads)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()

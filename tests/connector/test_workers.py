@@ -83,37 +83,55 @@ def payload(cache: Cache, handles: np.ndarray[Any, Any]) -> list[bytes]:
 def test_hybrid_groups_come_back_where_they_belong(
     make: Make, arena_name: Name, attach: Attach, seed: int, blocks_per_chunk: int
 ) -> None:
-    """Two groups on the same tensors, chunks entered in their middle: what is loaded is what was stored."""
+    """Two groups on the same tensors; loaded from the middle of a chunk on: what comes is what was stored."""
     layout = HYBRID.layout(blocks_per_chunk=blocks_per_chunk)
     cache = attach(arena_name())
     stored = kv_caches(HYBRID, 20, random(seed))
-    ids, first = [[3, 1, 4, 15, 9], [2, 6, 5]], [1, 2]
-    chunks = sum(
-        -(-(len(group) + skip % blocks_per_chunk) // blocks_per_chunk)
-        for group, skip in zip(ids, first, strict=True)
-    )
-    handles = claim(cache, layout, chunks)
-    blocks = blocks_of(cache, handles)
+    ids = [[3, 1, 4, 15, 9, 11], [2, 6, 5, 3, 19, 0]]
+    handles = claim(cache, layout, 12 // blocks_per_chunk)
 
     storing = make(stored, layout, cache.name)
-    assert storing.submit_store(1, gpu_blocks(ids, first), blocks)
+    assert storing.submit_store(1, gpu_blocks(ids), blocks_of(cache, handles))
     finish(storing, 1)
-    assert [1] * chunks == _native.parts_total(cache.region, handles).tolist()
+    assert {1} == set(_native.parts_total(cache.region, handles).tolist())
     assert {_native.OK} == set(cache.publish(handles, 1).tolist())
 
+    # The engine has the first blocks of each group already, one of the first and two of the second.
     cache.pin(handles)
     loaded = kv_caches(HYBRID, 20)
     loading = make(loaded, layout, cache.name)
-    elsewhere = [[10, 11, 12, 13, 14], [17, 18, 19]]
-    assert loading.submit_load(2, blocks, gpu_blocks(elsewhere, first))
+    elsewhere, first = [[10, 11, 12, 13, 14], [17, 18, 19, 16]], [1, 2]
+    of_group = len(handles) // 2
+    needed = np.concatenate(
+        [handles[g * of_group + first[g] // blocks_per_chunk : (g + 1) * of_group] for g in (0, 1)]
+    )
+    assert loading.submit_load(2, blocks_of(cache, needed), gpu_blocks(elsewhere, first))
     finish(loading, 2)
     assert set() == loading.failed_jobs
     for group, refs in enumerate(HYBRID.groups):
         for tensor, data in refs:
             came = loaded.tensors[tensor].tensor[elsewhere[group], :data]
-            assert torch.equal(came, stored.tensors[tensor].tensor[ids[group], :data])
+            went = stored.tensors[tensor].tensor[ids[group][first[group] :], :data]
+            assert torch.equal(came, went)
     untouched = [block for block in range(20) if block not in elsewhere[0] + elsewhere[1]]
     assert not any(cache.tensor[untouched].any() for cache in loaded.tensors)
+
+
+@pytest.mark.parametrize(("ids", "first"), [([0, 1], 1), ([0, 1, 2, 3], 0), ([0], 2)])
+def test_a_chunk_that_is_not_filled_is_not_published(
+    make: Make, arena_name: Name, attach: Attach, seed: int, ids: list[int], first: int
+) -> None:
+    """What a store leaves out is whatever the memory held before."""
+    layout = FLAT.layout(blocks_per_chunk=3)
+    cache = attach(arena_name())
+    handles = claim(cache, layout, -(-(len(ids) + first) // 3))
+    before = payload(cache, handles)
+    worker = make(kv_caches(FLAT, 4, random(seed)), layout, cache.name)
+    worker.submit_store(1, gpu_blocks([ids], [first]), blocks_of(cache, handles))
+    finish(worker, 1)
+
+    assert before == payload(cache, handles)
+    assert {_native.INCOMPLETE} == set(cache.publish(handles, 1).tolist())
 
 
 def test_each_worker_has_its_cell(make: Make, arena_name: Name, attach: Attach, seed: int) -> None:
@@ -275,3 +293,17 @@ def test_cpu_and_gpu_engines_lay_a_chunk_out_alike(
 
     assert written[0] == written[1]
     assert all(any(block) for block in written[0])
+
+
+def test_a_store_that_leaves_part_of_a_chunk_unwritten_is_not_published(
+    make: Make, arena_name: Name, attach: Attach
+) -> None:
+    """vLLM drops blocks that a sliding window has passed, inside a chunk too: the rest would be old bytes."""
+    layout = FLAT.layout(blocks_per_chunk=2)
+    cache = attach(arena_name())
+    handles = claim(cache, layout, 2)
+    worker = make(kv_caches(FLAT, 8, random(1)), layout, cache.name)
+    assert worker.submit_store(1, gpu_blocks([[1, 2, 3]], [1]), blocks_of(cache, handles))
+    finish(worker, 1)
+    assert {_native.INCOMPLETE} == set(cache.publish(handles, 1).tolist())
+    assert 0 == cache.region.tally()["claimed"]

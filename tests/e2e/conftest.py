@@ -108,7 +108,7 @@ def expected(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
     yield tokens
     if engine is not None:
-        engine.stop()
+        engine.kill()
 
 
 @pytest.fixture
@@ -117,10 +117,21 @@ def big_arena() -> Iterator[Arena]:
     yield from _arena()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_arena() -> Iterator[Arena]:
-    """As `big_arena`, until the end of the module."""
+    """As `big_arena`, until the end of the session."""
     yield from _arena()
+
+
+@pytest.fixture(scope="session")
+def neighbour(
+    models: Models, shared_arena: Arena, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    """An engine with default settings on the shared arena, for others to be compared with."""
+    log = tmp_path_factory.mktemp("neighbour") / "neighbour.log"
+    engine = Engine(models("qwen3"), shared_arena.name, log)
+    yield engine.ready()
+    engine.kill()
 
 
 def _arena() -> Iterator[Arena]:

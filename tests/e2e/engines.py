@@ -8,6 +8,7 @@ Whatever a test needs to see of the arena, it sees as any stranger would: by ope
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -106,8 +107,11 @@ class Child:
     def kill(self) -> None:
         """SIGKILL to it and its own children at once: no handler, no farewell."""
         if self.process.poll() is None:
+            left = shared_memory_of_group(self.process.pid)
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+            self.process.wait()
+            for path in left:
+                path.unlink(missing_ok=True)
 
     def stop(self, seconds: float = 15) -> int:
         """End it, politely first; its exit status. Nothing to do when it is gone."""
@@ -122,6 +126,19 @@ class Child:
         if self.process.stdout:
             self.process.stdout.close()
         return self.process.returncode
+
+
+def shared_memory_of_group(group: int) -> set[Path]:
+    """What vLLM's processes share among themselves, and would leave in /dev/shm when killed; arenas not."""
+    paths: set[Path] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(process.name)) == group:
+                for line in (process / "maps").read_text().splitlines():
+                    _, slash, name = line.partition(" /dev/shm/")
+                    if slash and not name.startswith("pegashm.") and not name.endswith("(deleted)"):
+                        paths.add(Path("/dev/shm") / name)
+    return paths
 
 
 def engine_environment(arena: str | None, more: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Who sees whose blocks? Engines on one arena that differ in one thing each.
 
-One engine stores; a copy of its model in another folder loads; other weights of the same shape, and the
+A neighbour stores; a copy of its model in another folder loads; other weights of the same shape, and the
 same weights under another `weights_version`, find nothing and answer as they would alone. Two engines more
 that only save or only load.
 """
@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from pegashm.arena import Arena
 
 from tests.e2e.engines import Engine, new_prompt
@@ -21,26 +19,17 @@ from tests.e2e.engines import Engine, new_prompt
 Expected = Callable[..., list[list[int]]]
 
 
-@pytest.fixture(scope="module")
-def storing(
-    models: Callable[..., Path], start_shared: Callable[..., Any], shared_arena: Arena
-) -> Engine:
-    """The engine that the others are compared with."""
-    engine: Engine = start_shared(Engine, models("qwen3"), shared_arena.name, log="storing")
-    return engine.ready()
-
-
 def test_a_copy_of_the_model_loads_and_other_weights_do_not(
     models: Callable[..., Path],
     start: Callable[..., Any],
     expected: Expected,
-    storing: Engine,
+    neighbour: Engine,
     shared_arena: Arena,
     tmp_path: Path,
 ) -> None:
     prompt = new_prompt("fence")
     correct = expected(prompt)[0]
-    assert correct == storing.ask(prompt)[0].tokens
+    assert correct == neighbour.ask(prompt)[0].tokens
     copied = tmp_path / "a copy elsewhere"
     shutil.copytree(models("qwen3"), copied)
     same: Engine = start(Engine, copied, shared_arena.name)
@@ -55,8 +44,8 @@ def test_a_copy_of_the_model_loads_and_other_weights_do_not(
     other.forget()
     again = other.ask(prompt)[0]
     assert (answer.tokens, 512) == (again.tokens, again.cached), "its own blocks, its own answer"
-    storing.forget()
-    mine = storing.ask(prompt)[0]
+    neighbour.forget()
+    mine = neighbour.ask(prompt)[0]
     assert (correct, 512) == (mine.tokens, mine.cached)
 
 
@@ -64,12 +53,12 @@ def test_versions_and_modes(
     models: Callable[..., Path],
     start: Callable[..., Any],
     expected: Expected,
-    storing: Engine,
+    neighbour: Engine,
     shared_arena: Arena,
 ) -> None:
     first, second, third = (new_prompt(f"mode {number}") for number in range(3))
     correct = expected(first, second, third)
-    storing.ask(first)
+    neighbour.ask(first)
     saving: Engine = start(
         Engine,
         models("qwen3"),
@@ -100,4 +89,9 @@ def test_versions_and_modes(
     assert before == shared_arena.region.tally()["ready"], "load-only"
     loading.forget()
     assert 0 == loading.ask(third)[0].cached
-    assert 0 == storing.ask(second)[0].cached, "another version of the weights"
+    assert 0 == neighbour.ask(second)[0].cached, "another version of the weights"
+
+    # One that ends by itself, unlike all that are killed here, gives back its slot.
+    clients = len(shared_arena.region.clients())
+    assert 0 == loading.stop(60), loading.failure("did not end well")
+    assert clients - 1 == len(shared_arena.region.clients())

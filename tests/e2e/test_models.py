@@ -32,7 +32,7 @@ def test_what_a_killed_engine_stored_is_loaded_and_used(
     alone.ready()
     storing.ready()
     correct = [answer.tokens for answer in alone.ask(prompt) + alone.ask(other)]
-    alone.stop()
+    alone.kill()
     first = storing.ask(prompt)[0]
     assert (correct[0], 0) == (first.tokens, first.cached)
     storing.kill()
