@@ -23,7 +23,9 @@ INSTALLED_AS = {"pegashm": "pegashm", "connector": "pegashm.connector", "tools":
 
 @pytest.fixture(scope="module")
 def setuptools_table() -> dict[str, Any]:
-    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"][
+        "setuptools"
+    ]
     return table
 
 
@@ -70,5 +72,7 @@ for package in (pegashm, pegashm.tools):
             importlib.import_module(module.name)
 print([name for name in ("torch", "vllm") if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

@@ -23,7 +23,14 @@ def test_core_under_a_sanitizer(sanitizer: str, tmp_path: Path) -> None:
     """Four clients on eight blocks: no data race, no wrong byte, no block or free bit lost."""
     compiler = shutil.which("g++") or pytest.skip("no g++ here")
     program = tmp_path / "race"
-    flags = ["-std=c++20", "-O1", "-g", "-pthread", f"-fsanitize={sanitizer}", "-fno-sanitize-recover"]
+    flags = [
+        "-std=c++20",
+        "-O1",
+        "-g",
+        "-pthread",
+        f"-fsanitize={sanitizer}",
+        "-fno-sanitize-recover",
+    ]
     include = ["-I", str(ROOT / "pegashm" / "_core")]
     source = str(ROOT / "tests" / "race" / "race.cpp")
     subprocess.run([compiler, *flags, *include, source, "-o", str(program)], check=True)
