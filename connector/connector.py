@@ -48,6 +48,12 @@ class PegaShmConnector(OffloadingConnector):
         kv_cache_config: "KVCacheConfig",
     ) -> None:
         check_vllm_version(vllm.__version__)
+        hosts = vllm_config.parallel_config.nnodes_within_dp
+        if hosts > 1:
+            raise ConfigError(
+                f"this engine's workers are on {hosts} hosts, and an arena is the memory of one: leave "
+                "PegaShmConnector out of its --kv-transfer-config, or keep each replica on one host"
+            )
         transfer = vllm_config.kv_transfer_config
         extra: dict[str, Any] = transfer.kv_connector_extra_config
         extra.pop(NAMESPACE_KEY, None)

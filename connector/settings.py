@@ -4,6 +4,7 @@ Keys that are vLLM's own (chunk size, KV events) pass through; any other unknown
 misspelt option that is silently ignored is found weeks later.
 """
 
+import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 from pegashm.cache import Mode
 from pegashm.errors import ConfigError
+from pegashm.names import check_name
 from pegashm.units import parse_bytes
 
 __all__ = ["Settings", "settings_of"]
@@ -58,6 +60,7 @@ class Settings:
                 "PegaShmConnector needs the arena's name: start the engine with PEGASHM_ARENA=NAME, "
                 "where NAME is what `pegashm serve --name NAME` was given"
             )
+        check_name(self.arena)
         if not 1 <= self.copy_threads <= 64:
             raise ConfigError(f"copy_threads must be 1 to 64, got {self.copy_threads}")
 
@@ -67,9 +70,11 @@ def settings_of(extra: Mapping[str, Any], environment: Mapping[str, str] | None 
     environment = os.environ if environment is None else environment
     unknown = sorted(set(extra) - _OURS - _VLLM)
     if unknown:
+        close = difflib.get_close_matches(unknown[0], _OURS | _VLLM, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
             f"kv_connector_extra_config has unknown keys {unknown}: PegaShm knows {sorted(_OURS)}, "
-            f"vLLM's offloading {sorted(_VLLM)}"
+            f"vLLM's offloading {sorted(_VLLM)}.{hint}"
         )
     mode = extra.get("mode", "read-write")
     if mode not in _MODES:
@@ -80,10 +85,24 @@ def settings_of(extra: Mapping[str, Any], environment: Mapping[str, str] | None 
         required=_flag(environment.get("PEGASHM_REQUIRED", "")),
         mode=_MODES[mode],
         weights_version=None if version is None else str(version),
-        reserved_bytes=parse_bytes(extra.get("reserved_bytes", 0)),
-        maximum_bytes=parse_bytes(extra.get("maximum_bytes", 0)),
-        copy_threads=int(extra.get("copy_threads", 1)),
+        reserved_bytes=_bytes(extra, "reserved_bytes"),
+        maximum_bytes=_bytes(extra, "maximum_bytes"),
+        copy_threads=_count(extra, "copy_threads"),
     )
+
+
+def _bytes(extra: Mapping[str, Any], key: str) -> int:
+    value = extra.get(key, 0)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ConfigError(f'{key} must be a size such as "4G" or a number of bytes, got {value!r}')
+    return parse_bytes(value)
+
+
+def _count(extra: Mapping[str, Any], key: str) -> int:
+    value = extra.get(key, 1)
+    if isinstance(value, bool) or not str(value).isdecimal():
+        raise ConfigError(f"{key} must be a whole number, got {value!r}")
+    return int(value)
 
 
 def _flag(text: str) -> bool:

@@ -56,7 +56,11 @@ def test_ways_to_say_yes(text: str) -> None:
         ({"mode": "readwrite"}, ARENA, "read-write, save-only, load-only, got 'readwrite'"),
         ({"copy_threads": 0}, ARENA, "1 to 64, got 0"),
         ({"copy_threads": 65}, ARENA, "1 to 64, got 65"),
+        ({"copy_threads": "two"}, ARENA, "copy_threads must be a whole number, got 'two'"),
         ({"reserved_bytes": "much"}, ARENA, "much"),
+        ({"maximum_bytes": 4e9}, ARENA, "maximum_bytes must be a size"),
+        ({"blocks_per_chunks": 2}, ARENA, "Did you mean 'blocks_per_chunk'"),
+        ({}, {"PEGASHM_ARENA": "../kv0"}, "arena name '../kv0' cannot be used"),
     ],
 )
 def test_mistakes(extra: dict[str, Any], environment: dict[str, str], says: str) -> None:
