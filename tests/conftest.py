@@ -1,7 +1,7 @@
 """What every test folder shares: arenas of its own, a seed that is printed, a clean /dev/shm.
 
-The watchdog on every test is pytest-timeout, set in pyproject.toml: a hang ends the run with every
-thread's stack. Because that is an abrupt end, what it leaves in shared memory is swept by the next run.
+The watchdog on every test is pytest-timeout, set in pyproject.toml: a hang is a failure with every thread's
+stack, and the run goes on. What a run that was killed leaves in shared memory is swept by the next.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -32,6 +33,9 @@ SEED_VARIABLE = "PEGASHM_TEST_SEED"
 
 def pytest_configure(config: pytest.Config) -> None:
     sweep()
+    # Started in the background by a shell, we ignore SIGINT and so would every child that a test interrupts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
