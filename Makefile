@@ -9,9 +9,12 @@ PYTEST_ARGS ?=
 python := .venv/bin/python
 # mypy wants the package as it installs, with connector/ and tools/ inside it.
 typed := .cache/typed
+# What `make test-crash` runs, longer than `make test` does, and where each suite leaves its figures.
+crash_suites := $(addprefix tests/,crash fsck explore fuzz world contract race soak e2e/test_storm.py)
+figures := .cache/crash-figures.jsonl
 export PYTHON
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-crash lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -24,6 +27,12 @@ demo: ## show PegaShm on real vLLM engines: kill them, kill the supervisor, lose
 test: ## run the tests, end to end ones on a real vLLM included
 	@bash tools/setup/environment.sh $(if $(filter yes,$(ENGINE)),engine) test
 	@exec $(python) -m pytest $(PYTEST_ARGS)
+
+test-crash: ## prove crash safety, the long form: every crash point, interleavings, fuzz, storms (30 min)
+	@bash tools/setup/environment.sh engine test
+	@mkdir -p .cache && rm -f $(figures)
+	@PEGASHM_LONG=1 PEGASHM_FIGURES=$(CURDIR)/$(figures) $(python) -m pytest $(crash_suites) $(PYTEST_ARGS)
+	@$(python) -m tests.figures $(figures)
 
 lint: ## check style, types and the core's warnings
 	@bash tools/setup/environment.sh test lint

@@ -16,7 +16,7 @@ from bench import harness
 
 __all__ = ["main"]
 
-BENCHES = ("attach", "copy", "lookup")
+BENCHES = ("attach", "checksum", "copy", "lookup")
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 

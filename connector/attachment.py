@@ -1,9 +1,11 @@
 """Is there an arena right now, and are we in it? Attaching, now or later, for the scheduler side.
 
 An engine starts without an arena unless PEGASHM_REQUIRED=1; it is attached when one appears, and again when the
-one it had was purged. Asked once a step: a look costs a stat, and happens at most every two seconds.
+one it had was purged. Asked once a step: a look costs a stat, and happens at most every two seconds. Attaching waits
+20 ms for a registry that somebody holds (2 s when the engine starts); leaving is done aside.
 """
 
+import threading
 import time
 from typing import Final
 
@@ -11,6 +13,7 @@ from vllm.logger import init_logger
 
 from pegashm.cache import Cache
 from pegashm.connector.namespace import fresh_namespace
+from pegashm.connector.parting import close_aside
 from pegashm.connector.settings import Settings
 from pegashm.errors import PegaShmError
 from pegashm.keys import Namespace
@@ -20,6 +23,7 @@ __all__ = ["Attachment"]
 _LOOK_EVERY_S: Final = 2.0
 _WAIT_AT_START_S: Final = 2.0
 _WAIT_LATER_S: Final = 0.02
+_CLOSE_S: Final = 5.0
 # The same words at start and later, so that the same reason is not told twice.
 _WITHOUT: Final = "running without PegaShm, attaching when it can"
 
@@ -54,8 +58,7 @@ class Attachment:
             if self.cache.arena.is_linked():
                 return False
             self._tell(f'arena "{self._settings.arena}" was purged: running without it')
-            leaving, self.cache = self.cache, None
-            leaving.close()
+            self._leave()
             return True
         try:
             self._attach(_WAIT_LATER_S)
@@ -73,13 +76,18 @@ class Attachment:
             self.cache.enter(self._namespace, _WAIT_LATER_S)
         except Exception as error:  # noqa: BLE001 - better no cache than the old weights' blocks
             self._tell(f"leaving the arena, since no fresh namespace could be had: {_said(error)}")
-            leaving, self.cache = self.cache, None
-            leaving.close()
+            self._leave()
 
     def close(self) -> None:
-        if self.cache is not None:
-            self.cache.close()
-            self.cache = None
+        """Detach, within a bounded time: the end of the process does what is left."""
+        if (leaving := self._leave()) is not None:
+            leaving.join(_CLOSE_S)
+
+    def _leave(self) -> threading.Thread | None:
+        if self.cache is None:
+            return None
+        leaving, self.cache = self.cache, None
+        return close_aside(leaving)
 
     def _attach(self, wait_s: float) -> None:
         start = time.perf_counter()

@@ -2,7 +2,10 @@
 
 vLLM's CPUOffloadingWorker makes the descriptors, streams and copies, and this file wraps it: blocks of the arena
 become its row numbers (`hostregion.py`), a job is joined before it is submitted, a store's part is reported
-once its copies have ended and before vLLM hears of it, a load's generations are read again then. Called by vLLM's
+once its copies have ended and before vLLM hears of it, a load's generations are read again then. With checksums on
+a thread of ours hashes: a store's bytes when its copies have ended, a load's while they are being copied; vLLM hears of
+a job when both are done. A load that does not hold has then reached the GPU's blocks, which vLLM computes anew, as it
+does when a generation has changed: verifying before the copy would only put the two times one after the other. Called by vLLM's
 model thread only, which waits for nothing here but what vLLM's own worker waits for. Memory is registered with the
 driver in the background (`registration.py`), beginning with the first job: vLLM records its CUDA graphs before,
 and a driver call from another thread would break such a recording.
@@ -25,6 +28,7 @@ The tests run all but the device: views, row numbers, joins, reports, rebuilding
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final
 
@@ -48,9 +52,12 @@ from vllm.v1.kv_offload.cpu.host_register import host_register, host_unregister
 from pegashm.cache import Copyist
 from pegashm.connector.chunks import ChunkLayout, fills_whole_chunks
 from pegashm.connector.hostregion import ArenaHostRegion, row_stride, rows_of
+from pegashm.connector.integrity import Integrity
 from pegashm.connector.jobs import ArenaBlocks
+from pegashm.connector.parting import close_aside
 from pegashm.connector.reach import Reach
 from pegashm.connector.registration import Driver, Ground, Registrar
+from pegashm.payload_sums import Checksums
 
 __all__ = ["Engine", "PegaShmCudaWorker", "device_driver", "vllm_engine"]
 
@@ -97,6 +104,16 @@ class _NotStartedError(Exception):
 class _Job:
     blocks: ArenaBlocks
     is_store: bool
+    hashed: "Future[bool] | None" = None  # a load's bytes, begun when it was submitted
+
+
+@dataclass(frozen=True, slots=True)
+class _Landed:
+    """A job whose copies have ended. `hashed`: what has to end before vLLM hears of it, None: nothing."""
+
+    job: _Job
+    result: TransferResult
+    hashed: "Future[bool] | None"
 
 
 class _Mapped:
@@ -162,7 +179,10 @@ class _Mapped:
             self._worker.shutdown()
             self._worker = None
         if self._registrar is None:
-            self.reach.close()
+            if wait_s:
+                self.reach.close()
+            else:
+                close_aside(self.reach)
             return
         self._registrar.retire(then=self.reach.close)
         if wait_s and not self._registrar.join(wait_s):
@@ -200,6 +220,8 @@ class PegaShmCudaWorker(OffloadingWorker):
         arena: str,
         driver: Driver | None,
         engine: Engine = vllm_engine,
+        hash_threads: int = 1,
+        checksums: Checksums = Checksums.OFF,
     ) -> None:
         self._caches = kv_caches
         self._layout = layout
@@ -208,7 +230,9 @@ class PegaShmCudaWorker(OffloadingWorker):
         self._driver = driver
         self._engine = engine
         self._mapped: _Mapped | None = None
+        self._integrity = Integrity(checksums, layout, cell, threads=hash_threads)
         self._pending: dict[int, _Job] = {}
+        self._landed: dict[int, _Landed] = {}
         self._results: list[TransferResult] = []
         self.failed_jobs: set[int] = set()
 
@@ -233,6 +257,7 @@ class PegaShmCudaWorker(OffloadingWorker):
 
     def shutdown(self) -> None:
         self._unmap(wait_s=_SHUTDOWN_S)
+        self._integrity.close()
 
     # -- one job -----------------------------------------------------------------------------------
 
@@ -258,7 +283,10 @@ class PegaShmCudaWorker(OffloadingWorker):
                 mapped.copyist.part_done(blocks.handles, False)
             self._end(job_id, failed_load=not is_store)
             return True
-        self._pending[job_id] = _Job(blocks, is_store)
+        hashed = None
+        if self._integrity.on and not is_store:
+            hashed = self._integrity.later(lambda: self._integrity.may_load(mapped.copyist, blocks))
+        self._pending[job_id] = _Job(blocks, is_store, hashed)
         return True
 
     def _start(
@@ -297,25 +325,40 @@ class PegaShmCudaWorker(OffloadingWorker):
 
     def _collect(self) -> None:
         """Ask the worker what has ended; report parts and check generations before vLLM hears of it."""
-        if self._mapped is None:
+        mapped = self._mapped
+        if mapped is None:
             return
-        for result in self._mapped.get_finished():
+        for result in mapped.get_finished():
             job = self._pending.pop(result.job_id, None)
             if job is None:
                 continue  # it failed while it was submitted, and was ended then
-            try:
-                failed = not self._account(self._mapped, job, result)
-            except Exception:
-                logger.exception("PegaShm: copy job %d could not be accounted for", result.job_id)
-                failed = True
-            self._end(result.job_id, failed_load=failed and not job.is_store, result=result)
+            hashed = job.hashed
+            if job.is_store and result.success and self._integrity.on:
+                hashed = self._integrity.later(_storing(self._integrity, mapped, job))
+            self._landed[result.job_id] = _Landed(job, result, hashed)
+        self._end_landed(mapped)
 
-    def _account(self, mapped: _Mapped, job: _Job, result: TransferResult) -> bool:
+    def _end_landed(self, mapped: _Mapped) -> None:
+        """Account for jobs whose copies have ended, and whose hashing has."""
+        for job_id, landed in list(self._landed.items()):
+            if landed.hashed is not None and not landed.hashed.done():
+                continue
+            del self._landed[job_id]
+            try:
+                failed = not self._account(mapped, landed)
+            except Exception:
+                logger.exception("PegaShm: copy job %d could not be accounted for", job_id)
+                failed = True
+            self._end(job_id, failed_load=failed and not landed.job.is_store, result=landed.result)
+
+    def _account(self, mapped: _Mapped, landed: _Landed) -> bool:
         """Whether the bytes of a job that ended may be used."""
+        job, result = landed.job, landed.result
+        held = landed.hashed is None or _outcome(landed.hashed)
         if job.is_store:
-            mapped.copyist.part_done(job.blocks.handles, bool(result.success))
+            mapped.copyist.part_done(job.blocks.handles, bool(result.success) and held)
             return True
-        if not result.success or not mapped.holds(job.blocks):
+        if not result.success or not held or not mapped.holds(job.blocks):
             mapped.copyist.region.count("loads_failed", len(job.blocks.handles))
             return False
         mapped.copyist.region.count("bytes_loaded", result.transfer_size or 0)
@@ -372,6 +415,8 @@ class PegaShmCudaWorker(OffloadingWorker):
             self._collect()
         except Exception:
             logger.exception("PegaShm: copies under way have ended in an error")
+        self._integrity.drain()
+        self._end_landed(mapped)
         for (
             job_id,
             job,
@@ -380,3 +425,20 @@ class PegaShmCudaWorker(OffloadingWorker):
         self._pending.clear()
         self._mapped = None
         mapped.close(wait_s)
+
+
+def _storing(integrity: Integrity, mapped: _Mapped, job: _Job) -> Callable[[], bool]:
+    def store() -> bool:
+        integrity.stored(mapped.copyist, job.blocks)
+        return True
+
+    return store
+
+
+def _outcome(hashed: "Future[bool]") -> bool:
+    """What hashing said; an error of ours is told and means that the bytes may not be used."""
+    try:
+        return hashed.result()
+    except Exception:
+        logger.exception("PegaShm: hashing failed")
+        return False

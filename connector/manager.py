@@ -42,6 +42,7 @@ from pegashm.connector.requests import (
     wants,
 )
 from pegashm.connector.stats import Tally
+from pegashm.payload_sums import Checksums, has_sums
 
 __all__ = ["PegaShmManager"]
 
@@ -83,12 +84,20 @@ class PegaShmManager(OffloadingManager):
     """vLLM's OffloadingManager on the shared index. `writers`: workers that copy each stored chunk."""
 
     def __init__(
-        self, attachment: Attachment, *, mode: Mode, chunk_bytes: int, writers: int, events: bool
+        self,
+        attachment: Attachment,
+        *,
+        mode: Mode,
+        chunk_bytes: int,
+        writers: int,
+        events: bool,
+        checksums: Checksums = Checksums.OFF,
     ) -> None:
         self._attachment = attachment
         self._mode = mode
         self._chunk_bytes = chunk_bytes
         self._writers = writers
+        self._checksums = checksums
         self._events: list[OffloadingEvent] | None = [] if events else None
         self._tally = Tally()
         self._looked_up: list[RequestState] = []
@@ -134,12 +143,21 @@ class PegaShmManager(OffloadingManager):
         else:
             keys = [k for k in state.onward(key, context) if k not in state.found]
             handles, outcomes = cache.find_prefix(keys, pin=True)
+        if self._checksums is Checksums.REQUIRED:
+            self._leave_without_sums(cache, handles, outcomes)
         self._tally.found(outcomes)
         for asked, handle in zip(keys, handles.tolist(), strict=False):
             if handle:
                 state.found[asked] = handle
             else:
                 state.missing.add(asked)
+
+    def _leave_without_sums(self, cache: Cache, handles: Any, outcomes: Any) -> None:
+        """A block that says nothing about its bytes is a miss to an engine that requires it."""
+        without = (outcomes == _native.OK) & ~has_sums(cache.region, handles)
+        cache.unpin(handles[without])
+        handles[without] = 0
+        outcomes[without] = _native.MISSING
 
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
         return CacheHitSource.HOST
@@ -166,7 +184,10 @@ class PegaShmManager(OffloadingManager):
     @_miss_on_error(lambda *args, **kwargs: None)
     def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         state = request_state(req_context)
-        self._unpin([state.loading.pop(key, 0) for key in keys])
+        handles = [state.loading.pop(key, 0) for key in keys]
+        self._unpin(handles)
+        if self._checksums is not Checksums.OFF:
+            self._evict_damaged(handles)
         if not state.loading:
             self._loading.pop(req_context.req_id, None)
 
@@ -286,6 +307,16 @@ class PegaShmManager(OffloadingManager):
         if self._cache is not None:
             self._cache.unpin(np.fromiter(handles, dtype=np.uint64))
 
+    def _evict_damaged(self, loaded: list[int]) -> None:
+        """Blocks that a worker of ours, or of anybody's, found damaged, now that our pins are dropped. One
+        that others still hold stays, marked; whoever stores its key again evicts it."""
+        if self._cache is None:
+            return
+        handles = np.array(loaded, dtype=np.uint64)
+        damaged = _native.read_sums(self._cache.region, handles)[3]
+        if damaged.any():
+            self._cache.evict(handles[damaged])
+
     def _return_strays(self) -> None:
         """Give back forgotten claims that nobody can be writing any more."""
         if not self._stray or self._cache is None:
@@ -306,11 +337,11 @@ class PegaShmManager(OffloadingManager):
         self._stray.clear()
 
     def _reap(self, cache: Cache) -> None:
-        """Space may be held by the dead. Rarely: it costs a pass over the records for each of them."""
+        """Space may be held by the dead. Rarely, and one of them at a time: each costs a pass over the records."""
         now = time.monotonic()
         if now >= self._reap_at:
             self._reap_at = now + _REAP_EVERY_S
-            cache.reap_dead()
+            cache.reap_dead(most=1)
 
     def _tell_too_large(self, cache: Cache) -> None:
         logger.warning_once(

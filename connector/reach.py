@@ -11,6 +11,7 @@ from vllm.logger import init_logger
 
 from pegashm.cache import Copyist
 from pegashm.connector.jobs import ArenaBlocks
+from pegashm.connector.parting import close_aside
 from pegashm.errors import PegaShmError
 
 __all__ = ["Reach"]
@@ -43,8 +44,9 @@ class Reach:
         if copyist.region_id != blocks.region_id:
             copyist.close()
             return None
-        self.close()
-        self._copyist = copyist
+        leaving, self._copyist = self._copyist, copyist
+        if leaving is not None:
+            close_aside(leaving)  # it may be the last to hold that memory
         return copyist
 
     def close(self) -> None:

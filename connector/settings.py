@@ -13,6 +13,7 @@ from typing import Any, Final
 from pegashm.cache import Mode
 from pegashm.errors import ConfigError
 from pegashm.names import check_name
+from pegashm.payload_sums import Checksums, checksums_of
 from pegashm.units import parse_bytes
 
 __all__ = ["Settings", "settings_of"]
@@ -23,7 +24,7 @@ _MODES: Final = {
     "load-only": Mode.LOAD_ONLY,
 }
 _OURS: Final = frozenset(
-    {"mode", "weights_version", "reserved_bytes", "maximum_bytes", "copy_threads"}
+    {"mode", "weights_version", "reserved_bytes", "maximum_bytes", "copy_threads", "checksums"}
 )
 _VLLM: Final = frozenset(
     {
@@ -44,6 +45,7 @@ class Settings:
 
     `arena`: name from PEGASHM_ARENA. `required`: no arena at start is an error (PEGASHM_REQUIRED=1), not a
     warning. `weights_version`: replaces the digest of the weights in the namespace. Quotas in bytes, 0: none.
+    `checksums`: of blocks in memory, from the extra config or else PEGASHM_CHECKSUMS; None: what spec.py says.
     """
 
     arena: str
@@ -53,6 +55,7 @@ class Settings:
     reserved_bytes: int = 0
     maximum_bytes: int = 0
     copy_threads: int = 1
+    checksums: Checksums | None = None
 
     def __post_init__(self) -> None:
         if not self.arena:
@@ -88,6 +91,7 @@ def settings_of(extra: Mapping[str, Any], environment: Mapping[str, str] | None 
         reserved_bytes=_bytes(extra, "reserved_bytes"),
         maximum_bytes=_bytes(extra, "maximum_bytes"),
         copy_threads=_count(extra, "copy_threads"),
+        checksums=_checksums(extra, environment),
     )
 
 
@@ -103,6 +107,13 @@ def _count(extra: Mapping[str, Any], key: str) -> int:
     if isinstance(value, bool) or not str(value).isdecimal():
         raise ConfigError(f"{key} must be a whole number, got {value!r}")
     return int(value)
+
+
+def _checksums(extra: Mapping[str, Any], environment: Mapping[str, str]) -> Checksums | None:
+    if "checksums" in extra:
+        return checksums_of(extra["checksums"])
+    said = environment.get("PEGASHM_CHECKSUMS", "")
+    return checksums_of(said, "PEGASHM_CHECKSUMS") if said else None
 
 
 def _flag(text: str) -> bool:

@@ -24,11 +24,14 @@ from pegashm.connector.stats import METRICS
 from pegashm.connector.worker import PegaShmCpuWorker
 from pegashm.errors import ConfigError
 from pegashm.keys import Namespace
+from pegashm.payload_sums import Checksums, Part
 
-__all__ = ["NAMESPACE_KEY", "PegaShmOffloadingSpec"]
+__all__ = ["CHECKSUMS_DEFAULT", "NAMESPACE_KEY", "PegaShmOffloadingSpec"]
 
 # Where connector.py leaves the namespace; not for users.
 NAMESPACE_KEY: Final = "pegashm_namespace"
+# Chosen by measurement: pegashm/DESIGN.md, "Checksums".
+CHECKSUMS_DEFAULT: Final = Checksums.OFF
 
 
 class PegaShmOffloadingSpec(OffloadingSpec):
@@ -53,6 +56,7 @@ class PegaShmOffloadingSpec(OffloadingSpec):
             blocks_per_chunk=self.blocks_per_chunk,
             cells=1 if self.replicated_layout else config.parallel.world_size,
         )
+        self._checksums = _checksums(self._settings.checksums, self._layout)
 
     @classmethod
     def build_metric_definitions(
@@ -69,6 +73,7 @@ class PegaShmOffloadingSpec(OffloadingSpec):
             chunk_bytes=self._layout.chunk_bytes,
             writers=self._layout.cells,
             events=self.kv_events_config.enable_kv_cache_events,
+            checksums=self._checksums,
         )
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
@@ -80,6 +85,7 @@ class PegaShmOffloadingSpec(OffloadingSpec):
                 cell=cell,
                 arena=self._settings.arena,
                 copy_threads=self._settings.copy_threads,
+                checksums=self._checksums,
             )
         if current_platform.is_cuda_alike():
             from pegashm.connector.cuda import PegaShmCudaWorker, device_driver
@@ -90,5 +96,17 @@ class PegaShmOffloadingSpec(OffloadingSpec):
                 cell=cell,
                 arena=self._settings.arena,
                 driver=device_driver(kv_caches),
+                hash_threads=self._settings.copy_threads,
+                checksums=self._checksums,
             )
         raise ConfigError(f"PegaShm has no worker for {current_platform.device_name} engines yet")
+
+
+def _checksums(asked: Checksums | None, layout: ChunkLayout) -> Checksums:
+    """What was asked for, or the default; ConfigError when that cannot be with so many writers."""
+    checksums = CHECKSUMS_DEFAULT if asked is None else asked
+    if checksums is not Checksums.OFF:
+        Part(
+            index=0, count=layout.cells, nbytes=layout.cell_bytes
+        )  # raises when there are too many
+    return checksums

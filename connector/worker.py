@@ -4,7 +4,8 @@ One thread takes the jobs in order, as a device's copy stream would, so that a l
 reads the blocks it writes. The copy itself runs without the GIL. Called by vLLM in each worker process.
 
 After a store the part is reported in the record, and only then can the scheduler publish it. After a load
-the generations are read again: a block that changed meanwhile makes the load fail, and vLLM computes it.
+the generations are read again: a block that changed meanwhile makes the load fail, and vLLM computes it. So does
+one whose bytes are not what was stored, where there are checksums (`integrity.py`): it is not even copied.
 """
 
 import queue
@@ -35,13 +36,16 @@ from pegashm.connector.chunks import (
     fills_whole_chunks,
     transfer_runs,
 )
+from pegashm.connector.integrity import Integrity
 from pegashm.connector.jobs import ArenaBlocks
 from pegashm.connector.reach import Reach
 from pegashm.errors import ConfigError
+from pegashm.payload_sums import Checksums
 
 __all__ = ["PegaShmCpuWorker"]
 
 _JOIN_S: Final = 5.0
+_LOOK_S: Final = 1.0
 
 logger = init_logger(f"vllm.{__name__}")  # under vLLM's own, whose handlers print it
 
@@ -69,6 +73,7 @@ class PegaShmCpuWorker(OffloadingWorker):
         cell: int,
         arena: str,
         copy_threads: int,
+        checksums: Checksums = Checksums.OFF,
     ) -> None:
         self._caches = kv_caches  # keeps the tensors whose addresses we use
         self._layout = layout
@@ -83,6 +88,7 @@ class PegaShmCpuWorker(OffloadingWorker):
             )
         self._reach = Reach(arena)
         self._copier = Copier(copy_threads)
+        self._integrity = Integrity(checksums, layout, cell, threads=copy_threads)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._pending: dict[int, _Job] = {}
         self._results: queue.SimpleQueue[TransferResult] = queue.SimpleQueue()
@@ -109,6 +115,7 @@ class PegaShmCpuWorker(OffloadingWorker):
 
     def get_finished(self) -> list[TransferResult]:
         """Jobs that ended. `success` is always True, as vLLM demands; see `failed_jobs`."""
+        self._end_what_nobody_copies()
         results = []
         while not self._results.empty():
             result = self._results.get()
@@ -120,14 +127,15 @@ class PegaShmCpuWorker(OffloadingWorker):
         """vLLM is about to reuse the blocks of these jobs: wait for the copies, which wait for nobody."""
         for job_id in job_ids:
             job = self._pending.get(job_id)
-            if job is not None:
-                job.done.wait()
+            while job is not None and not job.done.wait(_LOOK_S):
+                self._end_what_nobody_copies()
 
     def shutdown(self) -> None:
         self._jobs.put(None)
         self._thread.join(_JOIN_S)
         if not self._thread.is_alive():
             self._copier.close()
+            self._integrity.close()
             self._reach.close()
 
     def _serve(self) -> None:
@@ -136,13 +144,23 @@ class PegaShmCpuWorker(OffloadingWorker):
             copied = 0
             try:
                 copied = self._store(job) if job.is_store else self._load(job)
-            except Exception:
+            except BaseException:
                 logger.exception("PegaShm: copy job %d failed", job.job_id)
-            if not copied and not job.is_store and len(job.engine.block_ids):
-                self.failed_jobs.add(job.job_id)
-            elapsed = time.perf_counter() - start
-            self._results.put(TransferResult(job.job_id, True, copied, elapsed))
-            job.done.set()
+            self._end(job, copied, time.perf_counter() - start)
+
+    def _end(self, job: _Job, copied: int, elapsed: float) -> None:
+        if not copied and not job.is_store and len(job.engine.block_ids):
+            self.failed_jobs.add(job.job_id)
+        self._results.put(TransferResult(job.job_id, True, copied, elapsed))
+        job.done.set()
+
+    def _end_what_nobody_copies(self) -> None:
+        """Without its thread no job would ever end: none of its bytes is being copied then, so they end here."""
+        if self._thread.is_alive():
+            return
+        for job in self._pending.values():
+            if not job.done.is_set():
+                self._end(job, 0, 0.0)
 
     def _store(self, job: _Job) -> int:
         copyist = self._reach.join(job.blocks, self._layout.chunk_bytes)
@@ -156,6 +174,7 @@ class PegaShmCpuWorker(OffloadingWorker):
                 return 0
             runs = self._runs(job, copyist)
             self._copier.copy(runs.arena, runs.engine, runs.sizes)
+            self._integrity.stored(copyist, job.blocks)
             copied = True
         finally:
             copyist.part_done(job.blocks.handles, copied)
@@ -164,6 +183,9 @@ class PegaShmCpuWorker(OffloadingWorker):
     def _load(self, job: _Job) -> int:
         copyist = self._reach.join(job.blocks, self._layout.chunk_bytes)
         if copyist is None or not copyist.generations_hold(job.blocks.handles).all():
+            return 0
+        if not self._integrity.may_load(copyist, job.blocks):
+            copyist.region.count("loads_failed", len(job.blocks.handles))
             return 0
         runs = self._runs(job, copyist)
         copied = self._copier.copy(runs.engine, runs.arena, runs.sizes)

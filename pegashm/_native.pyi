@@ -22,6 +22,7 @@ LAYOUT_SIGNATURE: Final[int]
 CLIENT_COUNT: Final[int]  # 128 index owners
 NAMESPACE_COUNT: Final[int]
 HEADER_BYTES: Final[int]
+SUM_COUNT: Final[int]  # parts of a block that can have a checksum
 
 # Outcomes of the batched calls, one byte a block (see `_core/status.hpp`).
 OK: Final[int]  # done
@@ -87,6 +88,8 @@ class Region:
         """
 
     def close(self) -> None: ...
+    def disown(self, why: str) -> None:
+        """Close it for good in a forked child, without unmapping; every later use raises ValueError(why)."""
     @property
     def closed(self) -> bool: ...
     @property
@@ -162,7 +165,8 @@ class Region:
 
         Fields: record u4, state u1 (1 claimed 2 ready 3 evicting), owner u2, generation u8, key (32 bytes),
         key_bytes u1, group u2, namespace_id u4, payload_offset u8, payload_bytes u8, pins u8[2], touched u8,
-        claimed_at_ns u8, published_at_ns u8, parts_done u4, parts_failed u4.
+        claimed_at_ns u8, published_at_ns u8, parts_done u4, parts_failed u4, sum_parts u1 (0: no
+        checksums), damaged u1.
         """
     def tally(self) -> dict[str, int]:
         """Records by state: free, claimed, ready, evicting, damaged; and `record_count`, `capacity`."""
@@ -241,3 +245,59 @@ def part_done(region: Region, handles: Handles, ok: bool) -> None:
 
 def parts_total(region: Region, handles: Handles) -> NDArray[np.uint32]:
     """Parts reported (done + failed) for each handle; 0 where its life is over."""
+
+# Checksums of payloads: kept here, computed and compared in `payload_sums.py`. See FORMAT.md, "Checksums".
+def write_sums(
+    region: Region,
+    handles: Handles,
+    sums: NDArray[np.uint64],
+    *,
+    part: int,
+    part_count: int,
+    part_bytes: int,
+) -> NDArray[np.bool_]:
+    """Keep the checksum of part `part` of each claimed block; False where its life is over, or the parts
+    are larger than its payload. Before the part is reported. ValueError for a part that cannot be."""
+
+def read_sums(
+    region: Region, handles: Handles
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32], NDArray[np.bool_]]:
+    """(checksums, a row of SUM_COUNT each, 0 = none; bytes of a part; parts, 0 = none; marked as damaged)."""
+
+def mark_damaged(region: Region, handles: Handles) -> NDArray[np.bool_]:
+    """Mark READY blocks, so that nobody pins them again; True where nobody had before."""
+
+# Invariants of FORMAT.md, by their numbers there; `fsck.py` says them in words.
+FINDING_FIELDS: Final[np.dtype[Any]]  # invariant u4, slot u4, where u8, seen u8, expected u8
+
+class Audit:
+    """One walk over a region that judges every invariant. In slices, so that a caller can show progress."""
+
+    def __init__(
+        self, region: Region, alive: bytes, *, at_rest: bool, findings_max: int = ...
+    ) -> None:
+        """`alive`: 128 bytes, 1 for a slot whose owner or copiers live. `at_rest`: judge hints as well."""
+    def segments(self, first: int, last: int) -> None:
+        """Segments [first, last) and their records."""
+    def buckets(self, first: int, last: int) -> None:
+        """Index buckets [first, last)."""
+    def tables(self) -> None:
+        """All else; call it after every segment."""
+    @property
+    def findings(self) -> NDArray[Any]:
+        """Structured array (FINDING_FIELDS) of the first `findings_max`."""
+    @property
+    def counts(self) -> dict[int, int]:
+        """All findings by invariant."""
+    @property
+    def account(self) -> dict[str, Any]:
+        """blocks and bytes by use, records_spare, records_stray, segment_tail_bytes, unassigned_bytes."""
+
+def mend(
+    region: Region, findings: NDArray[Any], *, slot: int, alive: bytes, at_rest: bool
+) -> NDArray[np.bool_]:
+    """Undo what an Audit found, as far as it still stands: which of them it acted on.
+
+    `slot`: the caller's own, attached, with the registry lock held. Leaves dead clients to `reap_client`
+    and hints to `repair`. `at_rest`: nobody else is attached or can attach meanwhile.
+    """

@@ -27,6 +27,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
     enum: counter_count
     enum: record_count_max
     enum: key_words
+    enum: sum_count
     const uint64_t layout_signature
     const uint16_t format_major
     const uint16_t format_minor
@@ -69,6 +70,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint64_t buckets_offset
         uint64_t journal_offset
         uint64_t page_bytes
+        uint64_t sums_offset
         uint64_t checksum
         uint64_t segments_ready
         uint64_t supervisor_pid
@@ -117,6 +119,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint64_t payload_bytes
         uint64_t pins[2]
         uint64_t parts
+        uint64_t sum_layout
         uint64_t claimed_at_ns
         uint64_t published_at_ns
 
@@ -175,6 +178,17 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
     cbool life_holds(const View&, uint64_t)
     void report_part(const View&, uint64_t, cbool)
     uint32_t parts_reported(const View&, uint64_t)
+    uint64_t make_sum_layout(uint64_t, uint32_t)
+    uint32_t sum_part_count(uint64_t)
+    cbool c_is_damaged "pegashm::is_damaged"(const Block&)
+    cbool write_sum(const View&, uint64_t, uint32_t, uint64_t, uint64_t)
+    cbool c_mark_damaged "pegashm::mark_damaged"(const View&, uint64_t)
+    cdef struct SumsRead:
+        uint64_t part_bytes
+        uint32_t part_count
+        cbool damaged
+        uint64_t sums[8]
+    SumsRead c_read_sums "pegashm::read_sums"(const View&, uint64_t)
     const char* const counter_keys[]
     enum: counters_used "static_cast<int>(pegashm::Counter::count_)"
     void c_count "pegashm::add_relaxed"(uint64_t&, uint64_t)
@@ -226,6 +240,7 @@ cdef extern from "registry.hpp" namespace "pegashm" nogil:
 
     uint32_t c_register_namespace "pegashm::register_namespace"(const View&, const NamespaceRequest&)
     uint64_t c_attach_client "pegashm::attach_client"(const View&, uint32_t, const ClientRequest&)
+    void enter_namespace(const View&, uint32_t, uint32_t)
 
 cdef extern from "repair.hpp" namespace "pegashm" nogil:
     cdef struct Repaired:
@@ -237,6 +252,33 @@ cdef extern from "repair.hpp" namespace "pegashm" nogil:
         uint64_t touches
     Repaired c_reap_client "pegashm::reap_client"(const View&, uint32_t)
     Repaired rebuild_hints(const View&)
+
+cdef extern from "mend.hpp" namespace "pegashm" nogil:
+    enum: invariant_count
+
+    cdef struct CFinding "pegashm::Finding":
+        uint32_t invariant
+
+    cdef struct CAccount "pegashm::Account":
+        uint64_t blocks[11]
+        uint64_t bytes[11]
+        uint64_t records_spare
+        uint64_t records_stray
+        uint64_t segment_tail_bytes
+        uint64_t unassigned_bytes
+
+    cdef cppclass CAudit "pegashm::Audit":
+        CAudit(const View&, const uint8_t*, cbool, CFinding*, uint64_t)
+        void segments(uint32_t, uint32_t)
+        void buckets(uint64_t, uint64_t)
+        void tables()
+        uint64_t listed()
+        const uint64_t* counts()
+        const CAccount& account()
+
+    cdef cppclass CMender "pegashm::Mender":
+        CMender(const View&, uint32_t, const uint8_t*, cbool)
+        cbool mend(const CFinding&)
 
 cdef extern from "mapping.hpp" namespace "pegashm" nogil:
     cdef struct Mapping:
@@ -270,6 +312,7 @@ LAYOUT_SIGNATURE = layout_signature
 CLIENT_COUNT = client_count
 NAMESPACE_COUNT = namespace_count
 HEADER_BYTES = sizeof(Header)
+SUM_COUNT = sum_count
 
 OK, MISSING, PENDING, EXISTS, NO_SPACE, QUOTA, TOO_LARGE, INDEX_FULL, PINNED, INCOMPLETE = range(10)
 STATUS_NAMES = {
@@ -285,7 +328,8 @@ BLOCK_FIELDS = np.dtype([
     ("record", "u4"), ("state", "u1"), ("owner", "u2"), ("generation", "u8"), ("key", "u1", 32),
     ("key_bytes", "u1"), ("group", "u2"), ("namespace_id", "u4"), ("payload_offset", "u8"),
     ("payload_bytes", "u8"), ("pins", "u8", 2), ("touched", "u8"), ("claimed_at_ns", "u8"),
-    ("published_at_ns", "u8"), ("parts_done", "u4"), ("parts_failed", "u4"),
+    ("published_at_ns", "u8"), ("parts_done", "u4"), ("parts_failed", "u4"), ("sum_parts", "u1"),
+    ("damaged", "u1"),
 ])
 
 
@@ -307,6 +351,8 @@ cdef packed struct BlockRow:
     uint64_t published_at_ns
     uint32_t parts_done
     uint32_t parts_failed
+    uint8_t sum_parts
+    uint8_t damaged
 
 
 # -- arguments ---------------------------------------------------------------------------------------
@@ -480,6 +526,7 @@ cdef dict _header_dict(const Header* header):
         "buckets_offset": header.buckets_offset,
         "journal_offset": header.journal_offset,
         "page_bytes": header.page_bytes,
+        "sums_offset": header.sums_offset,
         "checksum": header.checksum,
         "segments_ready": load_acquire(header.segments_ready),
         "supervisor_pid": header.supervisor_pid,
@@ -525,6 +572,8 @@ cdef class Region:
     cdef readonly bint writable
     cdef readonly bint closed
     cdef int users  # clients and payload views that hold addresses: the mapping outlives close() until they go
+    cdef object disowned  # why this process may not use it, when it was inherited by fork
+    cdef object __weakref__
 
     def __init__(self, int control_fd, arena_fds, *, bint writable=True):
         cdef int fds[16]
@@ -578,6 +627,12 @@ cdef class Region:
         if self.users == 0:
             self._unmap()
 
+    def disown(self, str why):
+        # Stays mapped: a view made before the fork may still be looked at, and what was mapped is gone at exec or exit.
+        self.disowned = why
+        self.closed = True
+        self.users += 1
+
     cdef _unmap(self):
         unmap(self.control_map)
         unmap(self.payload_map)
@@ -590,7 +645,7 @@ cdef class Region:
 
     cdef View* mapped(self) except NULL:
         if self.closed:
-            raise ValueError("the region is closed")
+            raise ValueError(self.disowned or "the region is closed")
         return &self.view
 
     cdef View* mapped_writable(self) except NULL:
@@ -705,7 +760,7 @@ cdef class Region:
     def set_client_namespace(self, uint32_t slot, uint32_t namespace_id):
         if slot >= client_count:
             raise ValueError(f"client slots are 0 to {client_count - 1}, got {slot}")
-        self.mapped_writable().client(slot).namespace_id = namespace_id
+        enter_namespace(self.mapped_writable()[0], slot, namespace_id)
 
     def client_incarnation(self, uint32_t slot):
         cdef uint64_t state
@@ -849,6 +904,8 @@ cdef class Region:
             row.published_at_ns = block.published_at_ns
             row.parts_done = <uint32_t>block.parts
             row.parts_failed = <uint32_t>(block.parts >> 32)
+            row.sum_parts = <uint8_t>sum_part_count(block.sum_layout)
+            row.damaged = c_is_damaged(block[0])
             count += 1
         return out[:count].copy()
 
@@ -1063,18 +1120,33 @@ cdef class Client:
 
 # -- copying -----------------------------------------------------------------------------------------
 
+cdef uint64_t _forks = 0  # how many forks lie between the first process and this one
+
+
+def _count_fork():
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
 cdef class Copier:
     cdef CCopier* core
+    cdef uint64_t forks
 
     def __cinit__(self, uint32_t threads=1):
         self.core = new CCopier(threads)
+        self.forks = _forks
 
     def __dealloc__(self):
-        del self.core
+        self.close()
 
     def close(self):
         cdef CCopier* core = self.core
         self.core = NULL
+        if self.forks != _forks:
+            return  # its threads and its locks are the parent's: to end them here would be to wait for ever
         with nogil:
             del core
 
@@ -1087,6 +1159,8 @@ cdef class Copier:
         cdef uint64_t total
         if self.core == NULL:
             raise ValueError("the copier is closed")
+        if self.forks != _forks:
+            raise ValueError("this copier's threads stayed in the process that forked this one: make another")
         if to.shape[0] != source.shape[0] or to.shape[0] != nbytes.shape[0]:
             raise ValueError(f"{to.shape[0]} destinations, {source.shape[0]} sources, {nbytes.shape[0]} sizes")
         if method not in _COPY_METHODS:
@@ -1138,3 +1212,149 @@ def parts_total(Region region, handles):
     for i in range(handles_.shape[0]):
         out_[i] = parts_reported(view[0], handles_[i])
     return out
+
+
+# -- checksums of payloads: kept here, computed and compared in payload_sums.py ---------------------------
+
+def write_sums(Region region, handles, sums, *, uint32_t part, uint32_t part_count, uint64_t part_bytes):
+    cdef const uint64_t[::1] handles_ = _words(handles)
+    cdef const uint64_t[::1] sums_ = _words(sums)
+    cdef View* view = region.mapped_writable()
+    cdef uint64_t layout
+    cdef Py_ssize_t i
+    if part_count < 1 or part_count > sum_count or part >= part_count:
+        raise ValueError(f"part {part} of {part_count}: a block has checksums for 1 to {sum_count} parts")
+    if part_bytes < 1 or part_bytes >> 48:
+        raise ValueError(f"a part has 1 to 2^48 - 1 bytes, got {part_bytes}")
+    if handles_.shape[0] != sums_.shape[0]:
+        raise ValueError(f"{handles_.shape[0]} handles, {sums_.shape[0]} checksums")
+    layout = make_sum_layout(part_bytes, part_count)
+    out = np.zeros(handles_.shape[0], dtype=np.bool_)
+    cdef uint8_t[::1] out_ = out.view(np.uint8)
+    for i in range(handles_.shape[0]):
+        out_[i] = write_sum(view[0], handles_[i], part, layout, sums_[i])
+    return out
+
+
+def read_sums(Region region, handles):
+    cdef const uint64_t[::1] handles_ = _words(handles)
+    cdef View* view = region.mapped()
+    cdef SumsRead read
+    cdef Py_ssize_t i, j
+    cdef Py_ssize_t size = handles_.shape[0]
+    sums = np.zeros((size, sum_count), dtype=np.uint64)
+    part_bytes = np.zeros(size, dtype=np.uint64)
+    part_counts = np.zeros(size, dtype=np.uint32)
+    damaged = np.zeros(size, dtype=np.bool_)
+    cdef uint64_t[:, ::1] sums_ = sums
+    cdef uint64_t[::1] part_bytes_ = part_bytes
+    cdef uint32_t[::1] part_counts_ = part_counts
+    cdef uint8_t[::1] damaged_ = damaged.view(np.uint8)
+    for i in range(size):
+        read = c_read_sums(view[0], handles_[i])
+        part_bytes_[i] = read.part_bytes
+        part_counts_[i] = read.part_count
+        damaged_[i] = read.damaged
+        for j in range(sum_count):
+            sums_[i, j] = read.sums[j]
+    return sums, part_bytes, part_counts, damaged
+
+
+def mark_damaged(Region region, handles):
+    cdef const uint64_t[::1] handles_ = _words(handles)
+    cdef View* view = region.mapped_writable()
+    cdef Py_ssize_t i
+    out = np.zeros(handles_.shape[0], dtype=np.bool_)
+    cdef uint8_t[::1] out_ = out.view(np.uint8)
+    for i in range(handles_.shape[0]):
+        out_[i] = c_mark_damaged(view[0], handles_[i])
+    return out
+
+
+# -- invariants: judged in audit.hpp, undone in mend.hpp, worded in fsck.py ---------------------------------
+
+FINDING_FIELDS = np.dtype([
+    ("invariant", "u4"), ("slot", "u4"), ("where", "u8"), ("seen", "u8"), ("expected", "u8"),
+])
+_USES = ("free", "lost", "claimed", "claimed_dead", "ready", "ready_held", "unreachable", "duplicate",
+         "evicting", "evicting_dead", "damaged")
+
+
+cdef const uint8_t* _flags(bytes alive) except NULL:
+    if len(alive) != client_count:
+        raise ValueError(f"{client_count} flags, one a client slot, got {len(alive)}")
+    return <const uint8_t*>PyBytes_AS_STRING(alive)
+
+
+cdef class Audit:
+    cdef CAudit* core
+    cdef Region region
+    cdef object user, room
+
+    def __cinit__(self, Region region, bytes alive, *, cbool at_rest, uint64_t findings_max=1 << 16):
+        cdef uint8_t[::1] room
+        self.room = np.zeros(max(findings_max, 1), dtype=FINDING_FIELDS)
+        room = self.room.view(np.uint8)
+        self.region = region
+        self.core = new CAudit(region.mapped()[0], _flags(alive), at_rest, <CFinding*>&room[0],
+                               findings_max)
+        self.user = _MappingUser(region)
+
+    def __dealloc__(self):
+        del self.core
+
+    def segments(self, uint32_t first, uint32_t last):
+        cdef uint32_t end = min(last, self.region.mapped().geometry.segment_count)
+        with nogil:
+            self.core.segments(first, end)
+
+    def buckets(self, uint64_t first, uint64_t last):
+        cdef uint64_t end = min(last, self.region.mapped().geometry.bucket_count)
+        with nogil:
+            self.core.buckets(first, end)
+
+    def tables(self):
+        self.region.mapped()
+        with nogil:
+            self.core.tables()
+
+    @property
+    def findings(self):
+        return self.room[:self.core.listed()]
+
+    @property
+    def counts(self):
+        cdef uint32_t number
+        return {number: self.core.counts()[number] for number in range(invariant_count)
+                if self.core.counts()[number]}
+
+    @property
+    def account(self):
+        cdef CAccount account = self.core.account()
+        return {
+            "blocks": {use: account.blocks[i] for i, use in enumerate(_USES)},
+            "bytes": {use: account.bytes[i] for i, use in enumerate(_USES)},
+            "records_spare": account.records_spare,
+            "records_stray": account.records_stray,
+            "segment_tail_bytes": account.segment_tail_bytes,
+            "unassigned_bytes": account.unassigned_bytes,
+        }
+
+
+def mend(Region region, findings, *, uint32_t slot, bytes alive, cbool at_rest):
+    cdef View* view = region.mapped_writable()
+    found = np.ascontiguousarray(findings, dtype=FINDING_FIELDS)
+    done = np.zeros(len(found), dtype=np.bool_)
+    if not len(found):
+        return done
+    cdef uint8_t[::1] raw = found.view(np.uint8)
+    cdef uint8_t[::1] done_ = done.view(np.uint8)
+    cdef CMender* mender = new CMender(view[0], slot, _flags(alive), at_rest)
+    cdef Py_ssize_t i, size = len(found)
+    cdef CFinding* all_ = <CFinding*>&raw[0]
+    cdef object keep = _MappingUser(region)
+    with nogil:
+        for i in range(size):
+            done_[i] = mender.mend(all_[i])
+    del mender
+    return done

@@ -3,14 +3,17 @@
 The header in `/dev/shm/pegashm.NAME.control` is judged by reading it (a file cut short under us would
 kill a reader of a mapping), then the payload files it names are opened and all is mapped. There are
 three answers, at once and without any deadline: an Arena, ArenaNotReadyError, or never (FormatError).
+A forked child inherits the mappings but is nobody's client: every use there is a ValueError that says so.
 Called by engines, tools and the supervisor. Creating and removing are in `creation.py`; who may use
 what is said by the locks of `liveness.py`, which callers take through `Arena.control_fd`.
 """
 
 import contextlib
+import errno
 import os
 import stat
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -18,7 +21,13 @@ from typing import Any, Final
 
 from pegashm._native import HEADER_BYTES, Region, check_header, header_info
 from pegashm.errors import ArenaNotReadyError, FormatError, ResourceError
-from pegashm.liveness import close_lock_file, open_lock_file
+from pegashm.liveness import (
+    USED_BYTE,
+    close_lock_file,
+    open_lock_file,
+    read_only_message,
+    try_lock,
+)
 from pegashm.names import control_path
 
 __all__ = ["Arena", "HeaderVerdict", "control_path", "is_linked", "open_arena", "read_header"]
@@ -26,6 +35,8 @@ __all__ = ["Arena", "HeaderVerdict", "control_path", "is_linked", "open_arena", 
 _READY: Final = 0
 _NOT_YET: Final = 1
 _ATTEMPTS: Final = 8
+
+_mapped: Final[weakref.WeakSet[Region]] = weakref.WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +102,10 @@ def open_arena(name: str, *, writable: bool = True, map_payload: bool = True) ->
             if verdict.not_yet:
                 raise ArenaNotReadyError(f'arena "{name}" is not ready: {verdict.reason}')
             if not verdict.ready:
-                raise FormatError(f'arena "{name}" cannot be opened: {verdict.reason}')
+                raise FormatError(
+                    f'arena "{name}" cannot be opened: {verdict.reason}. Use the PegaShm that made it, '
+                    f"or remove it with `pegashm purge --name {name} --yes` and start it anew"
+                )
             region = _map(
                 name, verdict.info, control_fd, writable=writable, map_payload=map_payload
             )
@@ -144,17 +158,19 @@ def _map(
                 opened.enter_context(_open_payload(name, arena, flags)) for arena in arenas
             ]
         except FileNotFoundError as error:
-            if not is_linked(name, control_fd):
+            if not is_linked(name, control_fd) or not read_header(control_fd).ready:
                 raise _ReplacedError from error
             raise FormatError(
                 f'arena "{name}" is damaged: its payload file {error.filename} is gone. '
                 f"Remove the rest with `pegashm purge --name {name} --yes`"
             ) from error
-        # Whoever removes an arena unlinks the control object first: still linked now, it is still the
-        # one whose payload files we have just opened.
+        # Nobody creates an arena of this name before the control object is unlinked: still linked now, it is
+        # still the one whose payload files we have just opened.
         if not is_linked(name, map_fd) or not is_linked(name, control_fd):
             raise _ReplacedError
-        return Region(map_fd, arena_fds, writable=writable)
+        region = Region(map_fd, arena_fds, writable=writable)
+    _mapped.add(region)
+    return region
 
 
 @contextlib.contextmanager
@@ -167,6 +183,9 @@ def _open_payload(name: str, arena: dict[str, Any], flags: int) -> Iterator[int]
                 f'arena "{name}" is damaged: {path} should be a file of {arena["bytes"]} bytes, it has '
                 f"{facts.st_size}. Remove it with `pegashm purge --name {name} --yes`"
             )
+        # The mapping keeps this description, and so this lock: as long as anybody uses the file, a supervisor
+        # that sees it but not our /dev/shm (another container's) leaves it alone. See `creation.py`.
+        try_lock(descriptor, USED_BYTE, exclusive=False)
         yield descriptor
 
 
@@ -179,6 +198,8 @@ def _open(path: str, flags: int) -> Iterator[int]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:  # a path out of a damaged header can be anything
+        if isinstance(error, OSError) and error.errno == errno.EROFS:
+            raise ResourceError(read_only_message(path)) from error
         raise FormatError(f"cannot open {path!r}, which a header names: {error}") from error
     try:
         yield descriptor
@@ -188,3 +209,14 @@ def _open(path: str, flags: int) -> Iterator[int]:
 
 def _text(path: str | bytes) -> str:
     return path if isinstance(path, str) else os.fsdecode(path)
+
+
+def _disown_in_child() -> None:
+    """What the parent claims and pins is the parent's: a child that used its client would undo it."""
+    for region in list(_mapped):
+        region.disown(
+            f"the arena was opened by process {os.getppid()}, which forked this one: open or attach again here"
+        )
+
+
+os.register_at_fork(after_in_child=_disown_in_child)

@@ -32,9 +32,10 @@ from pegashm.liveness import (
     try_lock,
     unlock,
 )
+from pegashm.payload_sums import Checked, Hasher, Part, Verdict, check, condemn, store_sums
 from pegashm.reaper import reap_dead_clients
 
-__all__ = ["Cache", "Copyist", "Mode"]
+__all__ = ["Cache", "Copyist", "Mode", "lock_registry", "take_slot"]
 
 _REGISTRY_WAIT_S: Final = 2.0
 _REGISTRY_POLL_S: Final = 0.001
@@ -83,10 +84,10 @@ class Cache:
         """
         arena = open_arena(name)
         try:
-            _lock_registry(arena, wait_s)
+            lock_registry(arena, wait_s)
             try:
                 namespace_id = _register(arena, namespace)
-                slot = _take_slot(arena)
+                slot = take_slot(arena)
                 if not arena.is_linked():  # `purge` looks for clients under the registry lock
                     raise ArenaMissingError(f'arena "{name}" was purged just now')
                 incarnation = arena.region.attach_client(
@@ -116,7 +117,7 @@ class Cache:
 
     def enter(self, namespace: Namespace, wait_s: float = _REGISTRY_WAIT_S) -> None:
         """Move to another namespace (an engine whose weights changed); claims and pins stay valid."""
-        _lock_registry(self.arena, wait_s)
+        lock_registry(self.arena, wait_s)
         try:
             self.namespace_id = _register(self.arena, namespace)
             self.region.set_client_namespace(self.slot, self.namespace_id)
@@ -161,9 +162,25 @@ class Cache:
     def locate(self, handles: _Handles) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         return self.client.locate(handles)
 
-    def reap_dead(self) -> int:
-        """Undo what dead clients left; how many there were. One pass over all records for each."""
-        return len(reap_dead_clients(self.arena, skip_slot=self.slot))
+    def store_sums(self, handles: _Handles) -> None:
+        """Keep checksums of blocks that we claimed and wrote whole: after the copy, before `publish`."""
+        offsets, sizes = self.locate(handles)
+        for nbytes in set(sizes.tolist()) - {0}:
+            of_size = sizes == nbytes
+            whole = Part(index=0, count=1, nbytes=nbytes)
+            store_sums(self.region, handles[of_size], offsets[of_size], whole)
+
+    def verify(self, handles: _Handles) -> Checked:
+        """Compare pinned blocks with their checksums before their bytes are used.
+
+        What does not hold is marked: nobody pins it again. Unpin, then evict, to have its memory back.
+        """
+        offsets, _ = self.locate(handles)
+        return _verify(self.region, handles, offsets, None, None)
+
+    def reap_dead(self, *, most: int = _native.CLIENT_COUNT) -> int:
+        """Undo what (at most `most`) dead clients left; how many it were. A pass over all records for each."""
+        return len(reap_dead_clients(self.arena, skip_slot=self.slot, most=most))
 
     def close(self) -> None:
         """Detach. What is still claimed or pinned is given back now, or, while a process that copies
@@ -233,6 +250,26 @@ class Copyist:
         """Say that our part of each claimed block is copied, or that it failed."""
         _native.part_done(self.region, handles, ok)
 
+    def store_sums(
+        self,
+        handles: _Handles,
+        offsets: NDArray[np.uint64],
+        part: Part,
+        hasher: Hasher | None = None,
+    ) -> None:
+        """Keep checksums of our part of claimed blocks: after the copy, before `part_done`."""
+        store_sums(self.region, handles, offsets, part, hasher or Hasher())
+
+    def verify(
+        self,
+        handles: _Handles,
+        offsets: NDArray[np.uint64],
+        part: Part,
+        hasher: Hasher | None = None,
+    ) -> Checked:
+        """Compare our part of pinned blocks with its checksums; what does not hold is marked."""
+        return _verify(self.region, handles, offsets, part, hasher)
+
     def generations_hold(self, handles: _Handles) -> NDArray[np.bool_]:
         """Whether each block is still the one the handle named: ask after copying out of it."""
         return _native.generations_hold(self.region, handles)
@@ -252,7 +289,23 @@ class Copyist:
         self.close()
 
 
-def _lock_registry(arena: Arena, wait_s: float) -> None:
+def _verify(
+    region: _native.Region,
+    handles: _Handles,
+    offsets: NDArray[np.uint64],
+    part: Part | None,
+    hasher: Hasher | None,
+) -> Checked:
+    checked = check(region, handles, offsets, part, hasher or Hasher())
+    if checked.damages:
+        condemn(region, checked.damages)
+    verified = int((checked.verdicts == Verdict.OK).sum())
+    if verified:
+        region.count("payloads_verified", verified)
+    return checked
+
+
+def lock_registry(arena: Arena, wait_s: float) -> None:
     """Take the registry lock, held by others for microseconds; give up after a bounded wait."""
     deadline = time.monotonic() + wait_s
     while not try_lock(arena.control_fd, REGISTRY_BYTE):
@@ -281,7 +334,7 @@ def _register(arena: Arena, namespace: Namespace) -> int:
     return namespace_id
 
 
-def _take_slot(arena: Arena) -> int:
+def take_slot(arena: Arena) -> int:
     """A slot whose two locks we hold, cleaned of whatever a dead client left in it."""
     for slot in range(_native.CLIENT_COUNT):
         if not try_lock(arena.control_fd, owner_byte(slot)):

@@ -110,6 +110,7 @@ def main() -> None:
     Look at it, and give its memory back:
       pegashm status --name kv0
       pegashm dump --name kv0
+      pegashm fsck --name kv0
       pegashm purge --name kv0 --yes
 
     Exit status: 0 done, 1 failed, 2 wrong usage or configuration (`status`: see there).
@@ -320,6 +321,55 @@ def purge(name: str, yes: bool, force: bool) -> None:
         click.echo(f'there is no arena "{name}": nothing to remove', err=True)
     for path in removed:
         click.echo(f"removed {path}")
+
+
+@main.command(context_settings=_CONTEXT)
+@_config_option
+@click.option(
+    "--name",
+    envvar=["PEGASHM_NAME", "PEGASHM_ARENA"],
+    show_envvar=True,
+    required=True,
+    metavar="NAME",
+    help="Name of the arena; an engine's own variable will do.",
+)
+@click.option("--repair", is_flag=True, help="Put right what can be put right now.")
+@click.option(
+    "--live",
+    is_flag=True,
+    help="Judge it as one in use even when nobody is attached. Somebody attached is noticed anyway.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_clear_errors
+def fsck(name: str, repair: bool, live: bool, as_json: bool) -> None:
+    """Check that an arena keeps every promise of its format, and account for each block.
+
+    \b
+    Examples:
+      pegashm fsck --name kv0             look, write nothing
+      pegashm fsck --name kv0 --repair    look, and put right what does not hold
+      pegashm fsck --name kv0 --json | jq .counts
+
+    Works while engines use the arena, after all have left it, without a supervisor, and on damaged
+    memory. Findings are of three kinds: damage (bytes that nobody of ours writes: bad memory, a stray
+    writer), debris (what a killed process left, until somebody reaps it) and drift (a hint that is
+    off, which costs little and is judged only when nobody is attached). Beside living engines only
+    what stands through several looks is reported.
+
+    A repair is safe beside them too. It frees what dead clients held, once the kernel proves them dead,
+    and evicts what cannot be believed: it costs hits, never a wrong byte. What a living engine might
+    still be writing to waits until nobody is attached. The invariants, I1 and so on, are explained in
+    FORMAT.md.
+
+    \b
+    Exit status:
+      0  clean, or clean after --repair
+      1  findings remain; the last lines say what to type
+      2  it cannot be checked: missing, not ready, or its header cannot be read
+    """
+    from pegashm.fsck_command import run
+
+    sys.exit(run(name, with_repair=repair, live=live or None, as_json=as_json))
 
 
 @main.command(

@@ -6,8 +6,9 @@ Both run under the SUPERVISOR lock and may be killed between any two steps. What
  - The payload files in question are listed in the *pending* file before the first is made, and before
    the control object is unlinked, so that they are found in whatever directory they are. With a ready
    control object beside it, a pending file means nothing and is dropped.
- - The control object is unlinked first and objects are never shrunk: a process that still maps an
-   arena keeps it, whole, until it lets go.
+ - Whoever removes takes the magic first and unlinks the control object last: until then its lock keeps the
+   next creator of that name away, whose payload files would have the same names.
+ - Objects are never shrunk: a process that still maps an arena keeps it, whole, until it lets go.
 Called by the supervisor and by `pegashm purge`.
 """
 
@@ -38,11 +39,14 @@ from pegashm.layout import UNBOUND, Layout, Place
 from pegashm.liveness import (
     REGISTRY_BYTE,
     SUPERVISOR_BYTE,
+    USED_BYTE,
     close_lock_file,
     live_slots,
     open_lock_file,
+    read_only_message,
     try_lock,
 )
+from pegashm.logs import logger
 from pegashm.machine import (
     free_bytes,
     hugetlb_advice,
@@ -53,6 +57,7 @@ from pegashm.machine import (
 )
 from pegashm.names import SHM_DIRECTORY, control_path, is_payload_name, pending_path
 from pegashm.units import GIB, MIB, format_bytes
+from pegashm.witness import pid_of_holder
 
 __all__ = [
     "Checkpoint",
@@ -73,6 +78,7 @@ _RESERVE_STEP_BYTES: Final = GIB
 _TOUCH_STEP_BYTES: Final = 128 * MIB
 _MADV_POPULATE_WRITE: Final = 23
 _ATTEMPTS: Final = 16
+_MAGIC_BYTES: Final = 8
 _REGISTRY_WAIT_SECONDS: Final = 2.0
 
 
@@ -107,38 +113,82 @@ def create(
     Whatever goes wrong, nothing stays behind but the empty control object, which its holder removes.
     """
     try:
-        remove_leftovers(name, [layout.place.directory])
+        for path in remove_leftovers(name, [layout.place.directory]):
+            logger.info(
+                "removed %s: left by an arena whose control region is gone (the host was restarted, or its "
+                "creator was killed), so nobody can say what is in it",
+                path,
+            )
         _check_memory(layout)
         _write_pending(name, layout.paths)
-        _make_payload(layout, gid=gid, checkpoint=checkpoint)
-        _make_control(name, layout, gid=gid)
+        with contextlib.ExitStack() as used:
+            _make_payload(layout, used, gid=gid, checkpoint=checkpoint)
+            _make_control(name, layout, gid=gid)
     except BaseException:
-        _unlink(control_path(name))
         remove_leftovers(name, [layout.place.directory])
+        _unlink(control_path(name))  # last: its lock keeps the next creator away meanwhile
         raise
     forget_pending(name)
 
 
 def remove(name: str, paths: Iterable[str]) -> list[str]:
-    """Unlink an arena whose payload files are `paths`; returns what was there to unlink."""
-    _write_pending(name, paths)
-    removed = [path for path in [control_path(name)] if _unlink(path)]
-    return removed + remove_leftovers(name, [])
+    """Unlink an arena whose payload files are `paths`; returns what was there to unlink.
+
+    The control object goes last, since its lock is what keeps the next creator of this name away; before it
+    loses a payload file it loses its magic, so that nobody opens what is half gone.
+    """
+    paths = list(paths)
+    with contextlib.suppress(ResourceError):  # no room for a list: until the end the header has it
+        _write_pending(name, paths)
+    _unready(name)
+    removed = [path for path in paths if _is_ours(name, path) and _unlink(path)]
+    removed += remove_leftovers(name, [])
+    return removed + [path for path in [control_path(name)] if _unlink(path)]
+
+
+def _unready(name: str) -> None:
+    """Take the magic from a control object. Who has it mapped read it once and goes on."""
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(control_path(name), os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            if os.fstat(descriptor).st_size >= _MAGIC_BYTES:
+                os.pwrite(descriptor, bytes(_MAGIC_BYTES), 0)
+        finally:
+            os.close(descriptor)
 
 
 def remove_leftovers(name: str, directories: Iterable[str]) -> list[str]:
     """Unlink payload files of `name` that no control object speaks for, and the pending file."""
-    suspects = set(_read_pending(name))
+    removed = [path for path in _leftovers(name, directories) if _unlink(path)]
+    forget_pending(name)
+    return removed
+
+
+def _leftovers(name: str, directories: Iterable[str]) -> list[str]:
+    """Payload files of `name` that are listed for removal, or lie where an arena of that name may be made."""
+    listed = set(_read_pending(name))
+    found = set(listed)
     for directory in {SHM_DIRECTORY, *directories}:
         with contextlib.suppress(OSError):
-            suspects.update(
+            found.update(
                 os.path.join(directory, file_name)
                 for file_name in os.listdir(directory)
                 if is_payload_name(name, file_name)
             )
-    removed = [path for path in sorted(suspects) if _unlink(path)]
-    forget_pending(name)
-    return removed
+    return [path for path in sorted(found) if path in listed or not _is_anothers(path)]
+
+
+def _is_anothers(path: str) -> bool:
+    """Whether living processes use it. Beside our control objects it can only be of our making; elsewhere
+    its control object may be in the /dev/shm of another container, and its engines alive."""
+    if os.path.dirname(path) == SHM_DIRECTORY or not _is_used(path):
+        return False
+    logger.warning(
+        "%s is left alone: it belongs to another arena of this name, which living processes use "
+        "(in a container with a /dev/shm of its own, or with a control region that was removed)",
+        path,
+    )
+    return True
 
 
 def forget_pending(name: str) -> None:
@@ -158,25 +208,38 @@ def purge(name: str, *, force: bool) -> list[str]:
     Refuses with ArenaBusyError while a supervisor or a client lives. With `force` they keep the memory
     they have mapped until they end, and a supervisor ends by itself.
     """
-    try:
-        lock_fd = open_lock_file(name)
-    except ArenaMissingError:
-        return remove_leftovers(name, [])
-    try:
-        if not try_lock(lock_fd, SUPERVISOR_BYTE) and not force:
-            raise ArenaBusyError(f"{_busy_message(name, lock_fd)} Stop it first, or add --force")
-        # Whoever attaches holds the registry meanwhile: taken here, nobody slips in after the look.
-        _wait_for_registry(name, lock_fd, force=force)
-        slots = live_slots(lock_fd)
-        if slots and not force:
-            raise ArenaBusyError(
-                f'arena "{name}" is in use by {_describe_clients(name, slots)}: '
-                "stop them first, or add --force"
-            )
-        verdict = read_header(lock_fd)
-        return remove(name, [_text(arena["path"]) for arena in verdict.info.get("arenas", [])])
-    finally:
-        close_lock_file(lock_fd)
+    for _ in range(_ATTEMPTS):
+        try:
+            lock_fd = open_lock_file(name)
+        except ArenaMissingError:
+            if not _leftovers(name, []):
+                return []
+            # Made only to be locked: whoever creates an arena of that name now waits for its own turn.
+            lock_fd = lock_control(name)
+        try:
+            if not try_lock(lock_fd, SUPERVISOR_BYTE) and not force:
+                raise ArenaBusyError(
+                    f"{_busy_message(name, lock_fd)} Stop it first, or add --force"
+                )
+            if is_linked(name, lock_fd):
+                return _purge_locked(name, lock_fd, force=force)
+            # Another purge was faster: what has this name now is not what we have locked.
+        finally:
+            close_lock_file(lock_fd)
+    raise ArenaBusyError(f'arena "{name}" is being created and removed by others all the time')
+
+
+def _purge_locked(name: str, lock_fd: int, *, force: bool) -> list[str]:
+    # Whoever attaches holds the registry meanwhile: taken here, nobody slips in after the look.
+    _wait_for_registry(name, lock_fd, force=force)
+    slots = live_slots(lock_fd)
+    if slots and not force:
+        raise ArenaBusyError(
+            f'arena "{name}" is in use by {_describe_clients(name, slots)}: '
+            "stop them first, or add --force"
+        )
+    verdict = read_header(lock_fd)
+    return remove(name, [_text(arena["path"]) for arena in verdict.info.get("arenas", [])])
 
 
 def group_id(group: str) -> int:
@@ -217,7 +280,10 @@ def _wait_for_registry(name: str, lock_fd: int, *, force: bool) -> None:
         time.sleep(0.01)
 
 
-def _make_payload(layout: Layout, *, gid: int | None, checkpoint: Checkpoint) -> None:
+def _make_payload(
+    layout: Layout, used: contextlib.ExitStack, *, gid: int | None, checkpoint: Checkpoint
+) -> None:
+    """Make and reserve the payload files. `used` keeps them open, and so in use, until the arena is there."""
     done = 0
     total = layout.plan["payload_bytes"]
     for path, node, segments in zip(
@@ -225,19 +291,18 @@ def _make_payload(layout: Layout, *, gid: int | None, checkpoint: Checkpoint) ->
     ):
         nbytes = segments * layout.segment_bytes
         descriptor = _make_file(path)
-        try:
-            set_permissions(descriptor, gid)
-            # Its whole length first: whether a tmpfs takes huge pages can depend on the file's size.
-            os.ftruncate(descriptor, nbytes)
-            with _near(node):
-                if layout.place.mount.huge == "advise" and layout.place.mount.is_tmpfs:
-                    _touch_huge(descriptor, nbytes, partial(checkpoint, done, total))
-                for offset in range(0, nbytes, _RESERVE_STEP_BYTES):
-                    checkpoint(done + offset, total)
-                    step = min(_RESERVE_STEP_BYTES, nbytes - offset)
-                    _allocate(descriptor, offset, step, layout.place, total - done - offset)
-        finally:
-            os.close(descriptor)
+        used.callback(os.close, descriptor)
+        try_lock(descriptor, USED_BYTE, exclusive=False)
+        set_permissions(descriptor, gid)
+        # Its whole length first: whether a tmpfs takes huge pages can depend on the file's size.
+        os.ftruncate(descriptor, nbytes)
+        with _near(node):
+            if layout.place.mount.huge == "advise" and layout.place.mount.is_tmpfs:
+                _touch_huge(descriptor, nbytes, partial(checkpoint, done, total))
+            for offset in range(0, nbytes, _RESERVE_STEP_BYTES):
+                checkpoint(done + offset, total)
+                step = min(_RESERVE_STEP_BYTES, nbytes - offset)
+                _allocate(descriptor, offset, step, layout.place, total - done - offset)
         done += nbytes
     checkpoint(total, total)
 
@@ -245,7 +310,7 @@ def _make_payload(layout: Layout, *, gid: int | None, checkpoint: Checkpoint) ->
 def _make_control(name: str, layout: Layout, *, gid: int | None) -> None:
     """Give the control object its size and contents; from its last store on, the arena exists."""
     control_bytes = layout.plan["control_bytes"]
-    shm = Place(SHM_DIRECTORY, mount_of(SHM_DIRECTORY), os.sysconf("SC_PAGE_SIZE"))
+    shm = _shm_place()
     # Not through the descriptor with the lock: what is mapped keeps its description alive.
     control = os.open(control_path(name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
@@ -289,7 +354,9 @@ def _make_shared_memory(path: str) -> None:
         ) from error
     except posix_ipc.ExistentialError:
         raise
-    except posix_ipc.Error as error:
+    except (OSError, posix_ipc.Error) as error:
+        if isinstance(error, OSError) and error.errno == errno.EROFS:
+            raise ResourceError(read_only_message(path)) from error
         raise ResourceError(f"cannot create {path}: {error}") from error
     memory.close_fd()
 
@@ -331,6 +398,12 @@ def _check_memory(layout: Layout) -> None:
     wanted = total if shared else plan["payload_bytes"]
     if wanted > free_bytes(place.mount):
         raise ResourceError(_shortage_message(place, wanted))
+    if not shared and plan["control_bytes"] > free_bytes(mount_of(SHM_DIRECTORY)):
+        raise ResourceError(_shortage_message(_shm_place(), plan["control_bytes"]))
+
+
+def _shm_place() -> Place:
+    return Place(SHM_DIRECTORY, mount_of(SHM_DIRECTORY), os.sysconf("SC_PAGE_SIZE"))
 
 
 def _shortage_message(place: Place, wanted: int) -> str:
@@ -366,10 +439,16 @@ def _write_pending(name: str, paths: Iterable[str]) -> None:
     path = pending_path(name)
     _unlink(path + ".new")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(path + ".new", flags, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(listed, file)
-    os.rename(path + ".new", path)
+    try:
+        descriptor = os.open(path + ".new", flags, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(listed, file)
+        os.rename(path + ".new", path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _unlink(path + ".new")
+        raise ResourceError(_shortage_message(_shm_place(), os.sysconf("SC_PAGE_SIZE"))) from error
 
 
 def _read_pending(name: str) -> list[str]:
@@ -382,8 +461,24 @@ def _read_pending(name: str) -> list[str]:
     return [
         path
         for path in (listed if isinstance(listed, list) else [])
-        if isinstance(path, str) and is_payload_name(name, os.path.basename(path))
+        if isinstance(path, str) and _is_ours(name, path)
     ]
+
+
+def _is_ours(name: str, path: str) -> bool:
+    return is_payload_name(name, os.path.basename(path))
+
+
+def _is_used(path: str) -> bool:
+    """Whether some process, here or in another container, has this payload file mapped."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False  # whoever tries to unlink it will hear why
+    try:
+        return not try_lock(descriptor, USED_BYTE)
+    finally:
+        os.close(descriptor)
 
 
 def _unlink(path: str) -> bool:
@@ -399,13 +494,23 @@ def _unlink(path: str) -> bool:
         raise ResourceError(
             f"no permission to remove {path} as uid {os.geteuid()}: run as its owner"
         ) from error
+    except (OSError, posix_ipc.Error) as error:
+        raise ResourceError(f"cannot remove {path}: {error}") from error
     return True
 
 
 def _busy_message(name: str, lock_fd: int) -> str:
     pid = read_header(lock_fd).info.get("supervisor_pid", 0)
-    holder = f"pid {pid}" if pid else "which is still creating it"
+    holder = _process_text(name, pid) if pid else "which is still creating it"
     return f'arena "{name}" has a living supervisor already ({holder}).'
+
+
+def _process_text(name: str, own: int) -> str:
+    """A process number out of shared memory, in the numbers of whoever reads it."""
+    here = pid_of_holder(name, own)
+    if here is None:
+        return f"pid {own} by its own count, not seen from here: in a container, or another user's"
+    return f"pid {own}" if here == own else f"pid {own} in a PID namespace of its own, {here} here"
 
 
 def _describe_clients(name: str, slots: list[int]) -> str:

@@ -7,6 +7,7 @@ Reads the machine (mounts, nodes) and creates nothing.
 """
 
 import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -66,13 +67,16 @@ def plan_layout(config: ServeConfig) -> Layout:
     segment_bytes = _segment_bytes(config, place, len(nodes))
     block_bytes_min = config.block_bytes_min or _block_bytes_min(config.size_bytes, segment_bytes)
     counts = plan_segments(config.size_bytes, segment_bytes, block_bytes_min, len(nodes))
+    token = "" if place.directory == SHM_DIRECTORY else secrets.token_hex(8)
     return Layout(
         place=place,
         segment_bytes=segment_bytes,
         block_bytes_min=block_bytes_min,
         segments_per_arena=counts,
         nodes=nodes,
-        paths=tuple(_path(config.name, place.directory, arena) for arena in range(len(nodes))),
+        paths=tuple(
+            _path(config.name, place.directory, arena, token) for arena in range(len(nodes))
+        ),
         plan=_plan(segment_bytes, block_bytes_min, counts),
     )
 
@@ -180,8 +184,8 @@ def _split(count: int, parts: int) -> tuple[int, ...]:
     return tuple(count // parts + (1 if part < count % parts else 0) for part in range(parts))
 
 
-def _path(name: str, directory: str, arena: int) -> str:
-    path = payload_path(name, directory, arena)
+def _path(name: str, directory: str, arena: int, token: str) -> str:
+    path = payload_path(name, directory, arena, token)
     if len(os.fsencode(path)) > _PATH_BYTES_MAX:
         raise ConfigError(
             f"the path of a payload file may have {_PATH_BYTES_MAX} bytes, {path} has "

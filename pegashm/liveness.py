@@ -34,6 +34,7 @@ __all__ = [
     "REGISTRY_BYTE",
     "SLOT_COUNT",
     "SUPERVISOR_BYTE",
+    "USED_BYTE",
     "close_lock_file",
     "copiers_byte",
     "holder_alive",
@@ -41,6 +42,7 @@ __all__ = [
     "open_lock_file",
     "owner_byte",
     "range_held",
+    "read_only_message",
     "try_lock",
     "unlock",
 ]
@@ -50,6 +52,9 @@ SUPERVISOR_BYTE: Final = _BASE
 REGISTRY_BYTE: Final = _BASE + 1
 OWNER_BYTE: Final = _BASE + 1024
 COPIERS_BYTE: Final = _BASE + 2048
+USED_BYTE: Final = (
+    _BASE  # of a payload file, not of the control object: shared by all that have it mapped
+)
 SLOT_COUNT: Final = 128
 
 # struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid (0, as OFD locks demand), padding.
@@ -88,6 +93,10 @@ def open_lock_file(name: str, *, writable: bool = True) -> int:
             ) from None
         except PermissionError as error:
             raise ResourceError(_permission_message(name, path)) from error
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            raise ResourceError(read_only_message(path)) from error
         _descriptors.add(descriptor)
     return descriptor
 
@@ -154,6 +163,14 @@ def _permission_message(name: str, path: str) -> str:
     return (
         f'no permission to open arena "{name}" ({path}) as uid {os.geteuid()}: {owner}. Run as that '
         "user, or start the supervisor with `--group` naming a group both are in"
+    )
+
+
+def read_only_message(path: str) -> str:
+    return (
+        f"{path} cannot be opened for writing: {os.path.dirname(path)} is mounted read-only here, and engines "
+        f"and supervisors write to it. Type `mount -o remount,rw {os.path.dirname(path)}`, or in a "
+        "container mount it without `:ro` (status and dump work as it is)"
     )
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "hugetlb_advice",
     "hugetlb_mount",
     "memlock_advice",
+    "memlock_limit",
     "memory_limit",
     "mount_of",
     "node_cpus",
@@ -143,6 +144,13 @@ def memlock_advice(nbytes: int) -> str | None:
         "run `ulimit -l unlimited` as root before starting, set LimitMEMLOCK=infinity in the systemd "
         "unit, or `docker run --ulimit memlock=-1`"
     )
+
+
+def memlock_limit() -> str:
+    """How much this process may lock, in words."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    unlimited = soft == resource.RLIM_INFINITY or _has_capability(_CAP_IPC_LOCK)
+    return "any amount" if unlimited else format_bytes(soft)
 
 
 def thp_advice(mount: Mount) -> str | None:

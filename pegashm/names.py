@@ -1,7 +1,9 @@
 """What are the shared-memory objects of an arena called?
 
 `/dev/shm/pegashm.NAME.control` is how everybody finds an arena; its header then says where the payload
-lies. A *pending* file lists payload files that have no readable control region: it is written before
+lies: beside it, or in the operator's directory. Containers may share such a directory and not /dev/shm, and
+use the same NAME; a token in the file's name then keeps each from taking the other's payload for its own.
+A *pending* file lists payload files that have no readable control region: it is written before
 the first one is made and before the control region is unlinked, so that whoever comes after a SIGKILL
 can remove them, in whatever directory they were. Nothing here opens or creates anything.
 """
@@ -43,10 +45,13 @@ def pending_path(name: str) -> str:
     return f"{SHM_DIRECTORY}/pegashm.{check_name(name)}.pending"
 
 
-def payload_path(name: str, directory: str, arena: int) -> str:
-    return os.path.join(directory, f"pegashm.{check_name(name)}.arena{arena}")
+def payload_path(name: str, directory: str, arena: int, token: str = "") -> str:
+    """`token`: 16 hex digits that no other arena has; in a directory where another /dev/shm's may lie too."""
+    suffix = f"-{token}" if token else ""
+    return os.path.join(directory, f"pegashm.{check_name(name)}.arena{arena}{suffix}")
 
 
 def is_payload_name(name: str, file_name: str) -> bool:
     """Whether a file of that name can only be a payload arena of `name`."""
-    return re.fullmatch(rf"pegashm\.{re.escape(name)}\.arena[0-9]+", file_name) is not None
+    pattern = rf"pegashm\.{re.escape(name)}\.arena[0-9]+(-[0-9a-f]{{16}})?"
+    return re.fullmatch(pattern, file_name) is not None

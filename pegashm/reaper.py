@@ -8,10 +8,11 @@ the next one begins again. Called by the supervisor every second, and by engines
 """
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from pegashm.arena import Arena
-from pegashm.liveness import copiers_byte, owner_byte, try_lock, unlock
+from pegashm.liveness import SLOT_COUNT, copiers_byte, owner_byte, try_lock, unlock
 
 __all__ = ["ReapReport", "reap_dead_clients"]
 
@@ -31,8 +32,10 @@ class ReapReport:
         return f"reaped client {self.slot}{name} (pid {self.pid}): {work or 'nothing left behind'}"
 
 
-def reap_dead_clients(arena: Arena, skip_slot: int | None = None) -> list[ReapReport]:
-    """Reap every client that is proven dead.
+def reap_dead_clients(
+    arena: Arena, skip_slot: int | None = None, *, most: int = SLOT_COUNT
+) -> list[ReapReport]:
+    """Reap every client that is proven dead, at most `most` of them: each costs a pass over the records.
 
     `skip_slot`: the caller's own slot, whose locks are held through this very `control_fd` and so
     would not stop us. Returns at once when another thread is reaping through the same arena.
@@ -41,10 +44,10 @@ def reap_dead_clients(arena: Arena, skip_slot: int | None = None) -> list[ReapRe
         return []
     try:
         candidates = (c for c in arena.region.clients() if c["slot"] != skip_slot)
-        reports = [_reap(arena, client) for client in candidates]
+        reports = (_reap(arena, client) for client in candidates)
+        return list(islice((report for report in reports if report is not None), most))
     finally:
         arena.reaping.release()
-    return [report for report in reports if report is not None]
 
 
 def _reap(arena: Arena, client: dict[str, Any]) -> ReapReport | None:

@@ -4,6 +4,8 @@ It takes the SUPERVISOR lock, creates the arena or re-adopts the one that a form
 fills its memory in the background, tells the service manager, and then looks once a second for clients
 that died. It is on no path of an engine: killed at any instruction, it costs nothing but the reaping,
 and its successor goes on where it was. On SIGTERM it leaves the arena in place, unless ephemeral.
+Should somebody remove or shorten the arena's files under it, nobody can open the arena any more: it removes
+the rest, so that engines let go of it, says so and ends with status 1, for its service manager to start it anew.
 Runs in the main thread of its own process; the only other threads are those of `populate.py`.
 """
 
@@ -30,8 +32,9 @@ from pegashm.errors import ArenaBusyError, PegaShmError, ResourceError
 from pegashm.layout import plan_layout
 from pegashm.liveness import close_lock_file, live_slots
 from pegashm.logs import logger
-from pegashm.machine import memlock_advice, mount_of, thp_advice
+from pegashm.machine import memlock_advice, memlock_limit, mount_of, thp_advice
 from pegashm.names import control_path
+from pegashm.payload_watch import PayloadWatch
 from pegashm.populate import PopulatePlan, Populator
 from pegashm.progress import ProgressView
 from pegashm.reaper import reap_dead_clients
@@ -50,8 +53,8 @@ def serve(config: ServeConfig) -> None:
     """Supervise one arena until SIGTERM or SIGINT. Raises PegaShmError when that cannot be done."""
     with Termination() as termination, contextlib.closing(Notifier()) as notifier:
         try:
-            with _arena(config, termination, notifier) as (arena, existed):
-                _Supervisor(config, arena, termination, notifier).run(existed)
+            with _arena(config, termination, notifier) as (arena, watch, existed):
+                _Supervisor(config, arena, watch, termination, notifier).run(existed)
         except StoppedError as stopped:
             logger.info("%s before the arena was there: nothing is left of it", stopped)
         finally:
@@ -61,13 +64,13 @@ def serve(config: ServeConfig) -> None:
 @contextlib.contextmanager
 def _arena(
     config: ServeConfig, termination: Termination, notifier: Notifier
-) -> Iterator[tuple[Arena, bool]]:
+) -> Iterator[tuple[Arena, PayloadWatch, bool]]:
     """The arena, created or re-adopted, with the SUPERVISOR lock held for as long as it is used."""
     lock_fd, existed = _create_or_check(config, termination, notifier)
     try:
-        with open_arena(config.name) as arena:
+        with open_arena(config.name) as arena, PayloadWatch(arena) as watch:
             try:
-                yield arena, existed
+                yield arena, watch, existed
             finally:
                 _leave(config, arena)
     finally:
@@ -167,6 +170,7 @@ class _Supervisor:
 
     config: ServeConfig
     arena: Arena
+    watch: PayloadWatch
     termination: Termination
     notifier: Notifier
     announced: bool = False
@@ -175,9 +179,9 @@ class _Supervisor:
     def run(self, existed: bool) -> None:
         region = self.arena.region
         was_ready = int(region.header["segments_ready"])
+        region.set_supervisor(os.getpid(), time.time_ns())  # first: whoever is refused now is told
         if existed:
             self._readopt(was_ready)
-        region.set_supervisor(os.getpid(), time.time_ns())
         populator = Populator(region, self._populate_plan())
         populator.progress.segments_ready = was_ready
         with ProgressView(populator.plan.payload_bytes, populator.progress) as view:
@@ -228,7 +232,15 @@ class _Supervisor:
         if not self.arena.is_linked():
             raise PegaShmError(
                 f'arena "{self.config.name}" was removed under its supervisor '
-                f"({control_path(self.config.name)} is gone or another): nothing is left to supervise"
+                f"({control_path(self.config.name)} is gone or another): nothing is left to supervise. "
+                "Engines go on without it and join the next one: start `pegashm serve` again"
+            )
+        if lost := self.watch.lost():
+            remove(self.config.name, _payload_paths(self.arena))
+            raise PegaShmError(
+                f'arena "{self.config.name}" was damaged under its supervisor: {lost}. Nobody can open it any '
+                "more, so the rest is removed. Engines go on without it and join the next one: start "
+                "`pegashm serve` again"
             )
         self._reap()
         progress = populator.progress
@@ -253,8 +265,9 @@ class _Supervisor:
         if progress.lock_errno and not self.lock_warned:
             self.lock_warned = True
             text = (
-                f"cannot lock memory ({os.strerror(progress.lock_errno)}): run `ulimit -l unlimited` as "
-                "root before starting, or set LimitMEMLOCK=infinity in the systemd unit"
+                f"cannot lock memory ({os.strerror(progress.lock_errno)}; the arena needs "
+                f"{format_bytes(populator.plan.payload_bytes)}, this process may lock {memlock_limit()}): run "
+                "`ulimit -l unlimited` as root before starting, or set LimitMEMLOCK=infinity in the systemd unit"
             )
             if self.config.require_lock:
                 raise ResourceError(text)

@@ -42,9 +42,9 @@ class Shape:
         return self.segment_bytes * sum(self.segments_per_arena)
 
 
-def make_arena(shape: Shape) -> str:
+def make_arena(shape: Shape, name: str | None = None) -> str:
     """Create an arena whose segments are ready for use; its name. The caller removes it."""
-    name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    name = name or f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     arenas = len(shape.segments_per_arena)
     layout = Layout(
         place=Place(SHM_DIRECTORY, mount_of(SHM_DIRECTORY), 4 * KIB),

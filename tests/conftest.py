@@ -11,13 +11,15 @@ import random
 import secrets
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from pegashm.arena import Arena, open_arena
 
-from tests.arenas import Shape, make_arena, remove_arena, sweep
+from tests.arenas import PREFIX, Shape, make_arena, remove_arena, sweep
+from tests.served import Served
 
 # Time says nothing on a shared machine; a failing example prints how to run it again.
 settings.register_profile(
@@ -57,6 +59,29 @@ def arena(arena_name: Callable[..., str]) -> Iterator[Arena]:
     """A small arena, opened for writing."""
     with open_arena(arena_name()) as opened:
         yield opened
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """The name of an arena that is not there yet; whatever comes to be under it is removed at the end."""
+    name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    yield name
+    remove_arena(name)
+
+
+@pytest.fixture
+def serve(name: str) -> Iterator[Callable[..., Served]]:
+    """Starts supervisors of `name`, 32 MiB unless said otherwise; those that still run at the end are killed."""
+    started: list[Served] = []
+
+    def start(*arguments: str, **options: Any) -> Served:
+        started.append(Served(name, *(arguments or ("--size", "32M")), **options))
+        return started[-1]
+
+    yield start
+    for served in started:
+        served.process.kill()
+        served.rest()
 
 
 @pytest.fixture

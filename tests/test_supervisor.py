@@ -11,14 +11,13 @@ import json
 import os
 import re
 import resource
-import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -33,7 +32,6 @@ from pegashm.cache import Cache, Copyist
 from pegashm.cli import main
 from pegashm.config import ServeConfig
 from pegashm.errors import ArenaBusyError, ConfigError, ResourceError
-from pegashm.keys import Namespace
 from pegashm.layout import plan_layout
 from pegashm.liveness import close_lock_file, open_lock_file, owner_byte, try_lock
 from pegashm.machine import hugetlb_mount, node_cpus, numa_nodes
@@ -42,125 +40,20 @@ from pegashm.systemd import Notifier
 from pegashm.termination import Termination
 from pegashm.units import GIB, KIB, MIB, format_bytes, parse_bytes
 
-from tests.arenas import PREFIX, remove_arena
+from tests.served import (
+    KEYS,
+    NAMESPACE,
+    PATIENCE_SECONDS,
+    Served,
+    assert_stored,
+    objects,
+    pegashm,
+    refused,
+    status,
+    store,
+)
 
-NAMESPACE = Namespace(fingerprint=b"f" * 32, label="supervisor test")
-KEYS = [bytes([i]) * 32 + b"\0\0\0\0" for i in range(1, 9)]
-PATIENCE_SECONDS = 60.0
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes user, group or mounts")
-
-
-class Served:
-    """A supervisor in a process of its own, and what it said."""
-
-    def __init__(
-        self, name: str, *arguments: str, prefix: Sequence[str] = (), **options: Any
-    ) -> None:
-        self.name = name
-        command = [*prefix, sys.executable, "-m", "pegashm", "serve", "--name", name, *arguments]
-        self.process: subprocess.Popen[str] = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            **options,
-        )
-        self.log = ""
-
-    def wait_ready(self) -> Served:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while status(self.name)["state"] != "ready":
-            assert self.process.poll() is None, f"ended: {self.rest()}"
-            assert time.monotonic() < deadline, "not ready in time"
-            time.sleep(0.02)
-        return self
-
-    def wait_log(self, pattern: str) -> str:
-        """Read its log up to a line that matches."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.log += line
-            if re.search(pattern, line):
-                return line
-        raise AssertionError(f"no line matches {pattern!r}:\n{self.log}")
-
-    def rest(self) -> str:
-        """All it said; waits for its end."""
-        assert self.process.stdout is not None
-        self.log += self.process.stdout.read()
-        self.process.wait(PATIENCE_SECONDS)
-        return self.log
-
-    def end(self, sent: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(sent)
-        self.rest()
-        return self.process.returncode
-
-
-@pytest.fixture
-def name() -> Iterator[str]:
-    name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-    yield name
-    remove_arena(name)
-
-
-@pytest.fixture
-def serve(name: str) -> Iterator[Callable[..., Served]]:
-    """Starts supervisors of `name`; whatever still runs at the end is killed."""
-    started: list[Served] = []
-
-    def start(*arguments: str, **options: Any) -> Served:
-        started.append(Served(name, *(arguments or ("--size", "32M")), **options))
-        return started[-1]
-
-    yield start
-    for served in started:
-        served.process.kill()
-        served.rest()
-
-
-def pegashm(
-    *arguments: str, prefix: Sequence[str] = (), **options: Any
-) -> subprocess.CompletedProcess[str]:
-    command = [*prefix, sys.executable, "-m", "pegashm", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=60, **options
-    )
-
-
-def status(name: str) -> dict[str, Any]:
-    """As `pegashm status --json`, without the price of a process."""
-    result = CliRunner().invoke(main, ["status", "--name", name, "--json"])
-    report: dict[str, Any] = json.loads(result.stdout)
-    return report | {"exit_status": result.exit_code}
-
-
-def objects(name: str, directory: str = SHM_DIRECTORY) -> set[str]:
-    return {path.name for path in Path(directory).glob(f"pegashm.{name}.*")}
-
-
-def store(name: str, keys: list[bytes] = KEYS) -> None:
-    with Cache.attach(name, namespace=NAMESPACE) as cache:
-        handles, outcomes = cache.claim(keys, 4 * KIB)
-        assert not outcomes.any()
-        offsets, sizes = cache.locate(handles)
-        for key, offset, nbytes in zip(keys, offsets, sizes, strict=True):
-            view = cache.region.payload(int(offset), int(nbytes))
-            view[:] = key[:1] * len(view)
-            view.release()
-        assert not cache.publish(handles).any()
-
-
-def assert_stored(name: str, keys: list[bytes] = KEYS) -> None:
-    with Cache.attach(name, namespace=NAMESPACE) as cache:
-        handles, outcomes = cache.find(keys, pin=True)
-        assert not outcomes.any(), f"missing: {outcomes}"
-        offsets, sizes = cache.locate(handles)
-        for key, offset, nbytes in zip(keys, offsets, sizes, strict=True):
-            view = cache.region.payload(int(offset), int(nbytes))
-            assert bytes(view) == key[:1] * len(view)
-            view.release()
-        cache.unpin(handles)
 
 
 # -- life ---------------------------------------------------------------------------------------
@@ -294,14 +187,6 @@ def test_purge_refuses_while_a_client_lives(name: str, serve: Callable[..., Serv
 
 
 # -- refusals -----------------------------------------------------------------------------------
-
-
-def refused(name: str, *arguments: str, exit_status: int, **options: Any) -> str:
-    """What `serve` says when it does not start: one line, no traceback."""
-    result = pegashm("serve", "--name", name, *arguments, **options)
-    assert exit_status == result.returncode, result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stderr
 
 
 def test_a_second_supervisor_names_the_first(name: str, serve: Callable[..., Served]) -> None:

@@ -26,6 +26,7 @@ from pegashm import _native, liveness
 from pegashm.arena import open_arena
 from pegashm.errors import PegaShmError
 from pegashm.names import control_path
+from pegashm.witness import pid_of_holder, pids_by_start
 
 from .findings import findings_of
 from .holders import STATE_NAMES, Held, held_by_slot, orphans, slots_in
@@ -55,7 +56,7 @@ def snapshot(name: str, *, with_blocks: bool = False) -> dict[str, Any]:
         return document
     try:
         document["header"] = _raw_header(lock_fd)
-        document["supervisor"] = _supervisor(lock_fd, document["header"])
+        document["supervisor"] = _supervisor(name, lock_fd, document["header"])
         with open_arena(name, writable=False, map_payload=False) as arena:
             document |= _contents(arena.region, lock_fd, with_blocks=with_blocks)
     except (PegaShmError, OSError, ValueError) as error:
@@ -76,10 +77,13 @@ def _raw_header(fd: int) -> dict[str, Any]:
     return fields
 
 
-def _supervisor(fd: int, header: dict[str, Any]) -> dict[str, Any]:
+def _supervisor(name: str, fd: int, header: dict[str, Any]) -> dict[str, Any]:
+    alive = liveness.holder_alive(fd, liveness.SUPERVISOR_BYTE)
+    pid = header.get("supervisor_pid", 0)
     return {
-        "alive": liveness.holder_alive(fd, liveness.SUPERVISOR_BYTE),
-        "pid": header.get("supervisor_pid", 0),
+        "alive": alive,
+        "pid": pid,
+        "pid_here": pid_of_holder(name, pid) if alive else None,
         "started_at_ns": header.get("supervisor_started_at_ns", 0),
     }
 
@@ -132,6 +136,7 @@ def _clients(
     region: _native.Region, fd: int, clients: list[dict[str, Any]], held: dict[int, Held]
 ) -> list[dict[str, Any]]:
     rows = []
+    here = pids_by_start()
     for client in clients:
         slot = client["slot"]
         alive = liveness.holder_alive(fd, liveness.owner_byte(slot))
@@ -144,6 +149,8 @@ def _clients(
                 **plain(client),
                 "alive": alive,
                 "copiers_alive": copiers_alive,
+                # Its number where the tool runs: in a container it has another, which it recorded.
+                "pid_here": here.get((client["pid"], client["started_at"])) if alive else None,
                 **asdict(held.get(slot, Held())),
             }
         )

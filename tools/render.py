@@ -78,7 +78,7 @@ def _header(console: Console, document: dict[str, Any]) -> None:
         "format": f"{header['format_major']}.{header['format_minor']},"
         f" layout {header['layout_signature']:#018x}",
         "region": f"{shown(header['region_id'])}, created {time_text(header['created_at_ns'])}",
-        "supervisor": f"{alive}, last pid {header['supervisor_pid']},"
+        "supervisor": f"{alive}, last pid {_pid(supervisor or {}, header['supervisor_pid'])},"
         f" since {time_text(header['supervisor_started_at_ns'])}",
         "payload": f"{format_bytes(header['payload_bytes'])} in {header['segment_count']} segments of"
         f" {format_bytes(header['segment_bytes'])}, {header['segments_ready']} of them ready,"
@@ -139,6 +139,15 @@ def _states(console: Console, document: dict[str, Any]) -> None:
     )
 
 
+def _pid(process: dict[str, Any], pid: int | None = None) -> str:
+    """The number it recorded, and what to call it here when that is another."""
+    own = process.get("pid") if pid is None else pid
+    here = process.get("pid_here")
+    if not process.get("alive") or here == own:
+        return str(own)
+    return f"{own} (not seen from here)" if here is None else f"{own} (here {here})"
+
+
 def _alive(client: dict[str, Any]) -> str:
     if client["alive"]:
         return "alive"
@@ -167,7 +176,7 @@ NAMESPACE_COLUMNS: tuple[Column, ...] = (
 CLIENT_COLUMNS: tuple[Column, ...] = (
     ("slot", lambda row: str(row["slot"])),
     ("is", _alive),
-    ("pid", lambda row: str(row["pid"])),
+    ("pid", _pid),
     ("label", lambda row: row["label"]),
     ("engine", lambda row: row["engine_id"] or "-"),
     ("namespace", lambda row: f"{row['namespace_id']:#x}"),

@@ -8,9 +8,11 @@
 #pragma once
 
 #include "counters.hpp"
+#include "crash.hpp"
 #include "index.hpp"
 #include "journal.hpp"
 #include "pins.hpp"
+#include "sums.hpp"
 
 namespace pegashm {
 
@@ -37,6 +39,7 @@ inline uint64_t begin_claim(const View& view, uint32_t slot, uint32_t record) no
   const uint64_t state = load_acquire(block.state);
   if (block_tag(state) != BlockTag::free) {
     and_seq(view.free_bits(record), ~bit);
+    crash_point(CrashPoint::claim_stale_bit_cleared);
     // SYNC free bit: cleared, then the state is read again; release_record() stores the state, then sets
     // the bit. So a record that became free meanwhile does not lose its bit.
     if (block_tag(load_seq(block.state)) == BlockTag::free) or_seq(view.free_bits(record), bit);
@@ -44,7 +47,9 @@ inline uint64_t begin_claim(const View& view, uint32_t slot, uint32_t record) no
   }
   const uint64_t generation = block_generation(state);
   if (!cas_seq(block.state, state, block_state(BlockTag::claimed, slot, generation))) return 0;
+  crash_point(CrashPoint::claim_record_claimed);
   and_seq(view.free_bits(record), ~bit);
+  crash_point(CrashPoint::claim_free_bit_cleared);
   return make_handle(record, generation);
 }
 
@@ -54,12 +59,16 @@ inline bool fill_claim(const View& view, uint64_t handle, const Key& key, const 
   Block& block = view.block(handle_record(handle));
   store_release(view.touched(handle_record(handle)), 0);
   store_release(block.parts, 0);
-  store_release(block.checksum, 0);
+  clear_sums(view, handle_record(handle));
   store_release(block.claimed_at_ns, now_ns);
   store_release(block.published_at_ns, 0);
+  crash_point(CrashPoint::fill_touch_cleared);
   store_release(block.payload_offset, payload_offset);
+  crash_point(CrashPoint::fill_offset_written);
   store_release(block.payload_bytes, payload_bytes);
+  crash_point(CrashPoint::fill_bytes_written);
   write_key(block, key);
+  crash_point(CrashPoint::fill_identity_written);
   return insert_entry(view, buckets, handle);
 }
 
@@ -67,10 +76,14 @@ inline bool fill_claim(const View& view, uint64_t handle, const Key& key, const 
 inline bool release_record(const View& view, uint32_t record, uint64_t state) noexcept {
   Block& block = view.block(record);
   store_release(view.touched(record), 0);
+  crash_point(CrashPoint::release_touch_cleared);
   const uint64_t next = next_generation(block_generation(state));
   if (!cas_seq(block.state, state, block_state(BlockTag::free, 0, next))) return false;
+  crash_point(CrashPoint::release_record_freed);
   or_seq(view.free_bits(record), uint64_t{1} << (record % 64));
+  crash_point(CrashPoint::release_free_bit_set);
   add_release(view.header().freed_clock, 1);
+  crash_point(CrashPoint::release_clock_advanced);
   return true;
 }
 
@@ -82,9 +95,11 @@ inline bool drop_claim(const View& view, uint32_t slot, uint64_t handle, bool co
   if (state != block_state(BlockTag::claimed, slot, handle_generation(handle))) return false;
   const Key key = read_key(block);
   erase_entry(view, buckets_of(view.geometry, key), handle);
+  crash_point(CrashPoint::drop_entry_erased);
   const uint64_t bytes = occupied_bytes(view, block);
   if (!release_record(view, record, state)) return false;
   if (counted) add_resident(view, identity_namespace(key.identity), ~bytes + 1);
+  crash_point(CrashPoint::drop_uncounted);
   return true;
 }
 
@@ -98,9 +113,12 @@ inline bool publish_claim(const View& view, uint32_t slot, uint64_t handle, uint
   if (load_acquire(block.state) != claimed) return false;
   const Key key = read_key(block);
   store_release(block.published_at_ns, now_ns);
+  crash_point(CrashPoint::publish_time_written);
   store_release(view.touched(record), touch);
+  crash_point(CrashPoint::publish_touch_written);
   // SYNC publish/find: key and payload become visible before READY. Pairs with find_in_bucket().
   if (!cas_seq(block.state, claimed, block_state(BlockTag::ready, 0, generation))) return false;
+  crash_point(CrashPoint::publish_record_ready);
   append(view, Event::publish, key, handle);
   return true;
 }
@@ -113,10 +131,13 @@ inline Outcome begin_evict(const View& view, uint32_t slot, uint64_t handle) noe
   if (load_acquire(block.state) != ready) return Outcome::missing;
   if (is_pinned(block)) return Outcome::pinned;
   const uint64_t evicting = block_state(BlockTag::evicting, slot, generation);
+  crash_point(CrashPoint::evict_looked);
   // SYNC pin/evict, evictor's side: state, then bits. Pairs with set_pin().
   if (!cas_seq(block.state, ready, evicting)) return Outcome::missing;
+  crash_point(CrashPoint::evict_record_evicting);
   if (is_pinned(block)) {
     cas_seq(block.state, evicting, ready);
+    crash_point(CrashPoint::evict_put_back);
     return Outcome::pinned;
   }
   return Outcome::ok;
@@ -127,7 +148,9 @@ inline void unlink_evicted(const View& view, uint64_t handle) noexcept {
   const Block& block = view.block(handle_record(handle));
   const Key key = read_key(block);
   erase_entry(view, buckets_of(view.geometry, key), handle);
+  crash_point(CrashPoint::evict_entry_erased);
   add_resident(view, identity_namespace(key.identity), ~occupied_bytes(view, block) + 1);
+  crash_point(CrashPoint::evict_uncounted);
   append(view, Event::evict, key, handle);
   count(view, Counter::evictions);
 }
@@ -157,6 +180,7 @@ inline uint64_t evict_and_claim(const View& view, uint32_t slot, uint64_t handle
     outcome = Outcome::missing;
     return 0;
   }
+  crash_point(CrashPoint::evict_record_kept);
   return make_handle(record, generation);
 }
 

@@ -173,6 +173,7 @@ class Client {
       const uint64_t ready = block_state(BlockTag::ready, 0, handle_generation(handles[i]));
       if (load_acquire(view_.block(record).state) == ready) {
         store_release(view_.touched(record), clock + 1 + i);
+        crash_point(CrashPoint::touch_written);
       }
     }
   }
@@ -185,6 +186,7 @@ class Client {
       const Found found = find_key(view_, keys[i], buckets_of(view_.geometry, keys[i]));
       if (!found.ready) continue;
       store_release(view_.touched(handle_record(found.handle)), clock + 1 + i);
+      crash_point(CrashPoint::touch_written);
       ++touched;
     }
     return touched;
@@ -210,7 +212,8 @@ class Client {
 
   bool add_pin(uint64_t handle) noexcept {
     const uint32_t record = handle_record(handle);
-    if (set_pin(view_, slot_, handle)) {
+    // A block marked as damaged is nobody's hit; its mark lies in the line that the pin has just touched.
+    if (set_pin(view_, slot_, handle) && !is_damaged(view_.block(record))) {
       ++pin_counts_[record];
       return true;
     }
@@ -224,7 +227,10 @@ class Client {
   }
 
   uint64_t advance_clock(uint32_t amount) noexcept {
-    return add_relaxed(view_.header().access_clock, amount);  // SYNC none: only has to grow
+    // SYNC none: only has to grow.
+    const uint64_t before = add_relaxed(view_.header().access_clock, amount);
+    crash_point(CrashPoint::clock_advanced);
+    return before;
   }
 
   void count_find(uint32_t judged, uint32_t hits, uint32_t pending) noexcept {
@@ -253,14 +259,23 @@ class Client {
     if (namespace_slot(namespace_) >= namespace_count) return Outcome::missing;
     const Buckets buckets = buckets_of(view_.geometry, key);
     const Found found = find_key(view_, key, buckets);
-    if (found.handle != 0) return found.ready ? Outcome::exists : Outcome::pending;
+    if (found.handle != 0) {
+      if (!found.ready) return Outcome::pending;
+      // A damaged block gives way to its successor, unless somebody still holds it.
+      if (!is_damaged(view_.block(handle_record(found.handle))) ||
+          evict_block(view_, slot_, found.handle) != Outcome::ok) {
+        return Outcome::exists;
+      }
+    }
 
     uint64_t offset = 0;
     Outcome outcome = Outcome::ok;
     handle = room_.take(stride, namespace_, offset, outcome);
     if (handle == 0) return outcome;
     const bool listed = fill_claim(view_, handle, key, buckets, offset, payload_bytes, now);
+    crash_point(CrashPoint::index_entry_inserted);
     add_resident(view_, namespace_, stride);
+    crash_point(CrashPoint::claim_counted);
     if (listed) return Outcome::ok;
     drop_claim(view_, slot_, handle, true);
     handle = 0;
@@ -288,6 +303,7 @@ inline void report_part(const View& view, uint64_t handle, bool ok) noexcept {
   if (!life_holds(view, handle)) return;
   // SYNC parts/publish: release, so that the copy is visible to who sees the count. Death row 4.
   add_release(view.block(handle_record(handle)).parts, ok ? 1 : uint64_t{1} << 32);
+  crash_point(CrashPoint::part_reported);
 }
 
 inline uint32_t parts_reported(const View& view, uint64_t handle) noexcept {

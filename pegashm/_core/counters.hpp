@@ -33,6 +33,8 @@ enum class Counter : uint32_t {
   loads_failed,  // copies out of the arena whose block had changed meanwhile
   bytes_stored,  // payload bytes copied in
   bytes_loaded,  // payload bytes copied out
+  payloads_verified,  // blocks whose checksums were looked at before use, and held
+  payloads_damaged,  // blocks found with other bytes than were stored
   count_,
 };
 
@@ -59,6 +61,8 @@ inline constexpr const char* counter_keys[] = {
     "loads_failed",
     "bytes_stored",
     "bytes_loaded",
+    "payloads_verified",
+    "payloads_damaged",
 };
 static_assert(sizeof counter_keys / sizeof *counter_keys == static_cast<uint32_t>(Counter::count_));
 static_assert(static_cast<uint32_t>(Counter::count_) <= counter_count);

@@ -36,6 +36,8 @@ class LruPolicy {
     }
     return false;
   }
+  // What was gathered no longer says what is oldest: the next who needs room gathers anew.
+  void forget() noexcept { stride_ = 0; }
   uint64_t oldest() const noexcept { return count_ == 0 ? ~uint64_t{0} : candidates_[0].touch; }
   uint32_t idle_count() const noexcept { return idle_count_; }
   Candidate idle(uint32_t index) const noexcept { return idle_[index]; }  // record: segment number

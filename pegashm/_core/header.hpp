@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "counters.hpp"
+#include "crash.hpp"
 #include "states.hpp"
 #include "status.hpp"
 #include "view.hpp"
@@ -47,6 +48,7 @@ inline void write_header(Header& header, const Geometry& geometry) noexcept {
   header.free_bits_offset = geometry.free_bits_offset;
   header.blocks_offset = geometry.blocks_offset;
   header.touches_offset = geometry.touches_offset;
+  header.sums_offset = geometry.sums_offset;
   header.buckets_offset = geometry.buckets_offset;
   header.journal_offset = geometry.journal_offset;
 }
@@ -70,16 +72,21 @@ inline uint64_t header_checksum(const Header& header) noexcept {
 // Everything but the creator's own labels, arenas and the magic. `view` is zeroed memory.
 inline void format(const View& view) noexcept {
   write_header(view.header(), view.geometry);
+  crash_point(CrashPoint::create_fields_written);
   write_counter_labels(view);
+  crash_point(CrashPoint::create_labels_written);
   for (uint32_t record = 0; record < view.geometry.record_count; ++record) {
     view.block(record).state = block_state(BlockTag::free, 0, 1);
   }
+  crash_point(CrashPoint::create_records_written);
 }
 
 // SYNC create/open: the whole region becomes visible before the magic does. Pairs with check().
 inline void set_ready(Header& header) noexcept {
   header.checksum = header_checksum(header);
+  crash_point(CrashPoint::create_checksum_written);
   store_release(header.magic, magic_ready);
+  crash_point(CrashPoint::create_magic_written);
 }
 
 inline HeaderFault check(const Header& header, uint64_t file_bytes, Geometry& out) noexcept {

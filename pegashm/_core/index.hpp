@@ -7,6 +7,7 @@
 // Two-choice buckets: Azar, Broder, Karlin, Upfal, "Balanced Allocations" (1994).
 #pragma once
 
+#include "crash.hpp"
 #include "states.hpp"
 #include "status.hpp"
 #include "view.hpp"
@@ -52,6 +53,7 @@ inline bool same_key(const Block& block, const Key& key) noexcept {
 
 inline void write_key(Block& block, const Key& key) noexcept {
   for (uint32_t i = 0; i < key_words; ++i) store_release(block.key[i], key.words[i]);
+  crash_point(CrashPoint::fill_key_written);
   store_release(block.identity, key.identity);
 }
 

@@ -28,6 +28,7 @@ inline constexpr uint32_t record_count_max = 1u << 24;
 inline constexpr uint32_t entries_per_bucket = 8;
 inline constexpr uint32_t key_bytes_max = 32;
 inline constexpr uint32_t key_words = key_bytes_max / 8;
+inline constexpr uint32_t sum_count = 8;  // parts of a block that can have a checksum
 
 struct ArenaEntry {
   uint64_t bytes;
@@ -66,8 +67,9 @@ struct Header {
   uint64_t buckets_offset;
   uint64_t journal_offset;
   uint64_t page_bytes;
+  uint64_t sums_offset;
   uint64_t checksum;
-  uint8_t reserved_208[48];
+  uint8_t reserved_216[40];
   uint64_t segments_ready;
   uint64_t supervisor_pid;
   uint64_t supervisor_started_at_ns;
@@ -84,7 +86,7 @@ struct Header {
 static_assert(sizeof(Header) == 4096 && std::has_unique_object_representations_v<Header>);
 static_assert(offsetof(Header, region_id) == 24 && offsetof(Header, segment_count) == 80);
 static_assert(offsetof(Header, namespaces_offset) == 112 && offsetof(Header, page_bytes) == 192);
-static_assert(offsetof(Header, checksum) == 200 && offsetof(Header, reserved_208) == 208);
+static_assert(offsetof(Header, checksum) == 208 && offsetof(Header, reserved_216) == 216);
 static_assert(offsetof(Header, segments_ready) == 256 && offsetof(Header, access_clock) == 320);
 static_assert(offsetof(Header, journal_head) == 384 && offsetof(Header, freed_clock) == 448);
 static_assert(offsetof(Header, arenas) == 512 && offsetof(Header, reserved_3584) == 3584);
@@ -140,14 +142,21 @@ struct Block {
   uint64_t payload_bytes;
   uint64_t pins[2];
   uint64_t parts;  // done:32 | failed:32 << 32
-  uint64_t checksum;
+  uint64_t sum_layout;  // part_bytes:48 | part_count:8 << 48 | flags:8 << 56, 0 = no checksums
   uint64_t claimed_at_ns;
   uint64_t published_at_ns;
   uint8_t reserved_112[16];
 };
 static_assert(sizeof(Block) == 2 * cache_line_bytes && offsetof(Block, identity) == 40);
 static_assert(offsetof(Block, pins) == 64 && offsetof(Block, published_at_ns) == 104);
+static_assert(offsetof(Block, sum_layout) == 88);
 static_assert(std::has_unique_object_representations_v<Block>);
+
+// Checksums of one block's parts, in a table of their own: only who stores or verifies them comes here.
+struct Sums {
+  uint64_t parts[sum_count];  // XXH3-64, 0 = this part has none
+};
+static_assert(sizeof(Sums) == cache_line_bytes);
 
 struct Bucket {
   uint64_t entries[entries_per_bucket];  // record:24 | generation:16 << 24 | fingerprint:24 << 40
@@ -209,11 +218,14 @@ constexpr uint64_t compute_layout_signature() noexcept {
                                uint64_t{counter_count},
                                uint64_t{sizeof(Segment)},
                                uint64_t{sizeof(Block)},
+                               uint64_t{sizeof(Sums)},
                                uint64_t{sizeof(Bucket)},
                                uint64_t{sizeof(JournalEntry)},
                                uint64_t{offsetof(Block, identity)},
                                uint64_t{offsetof(Block, pins)},
                                uint64_t{offsetof(Block, parts)},
+                               uint64_t{offsetof(Block, sum_layout)},
+                               uint64_t{offsetof(Header, sums_offset)},
                                uint64_t{offsetof(Header, checksum)},
                                uint64_t{offsetof(Header, segments_ready)},
                                uint64_t{offsetof(Header, access_clock)},
@@ -241,6 +253,7 @@ struct Geometry {
   uint64_t free_bits_offset;
   uint64_t blocks_offset;
   uint64_t touches_offset;
+  uint64_t sums_offset;
   uint64_t buckets_offset;
   uint64_t journal_offset;
   uint64_t control_bytes;
@@ -296,6 +309,7 @@ inline bool plan_geometry(uint64_t segment_bytes, uint64_t block_bytes_min, uint
   out.free_bits_offset = place(record_count / 8);
   out.blocks_offset = place(sizeof(Block) * record_count);
   out.touches_offset = place(8 * record_count);
+  out.sums_offset = place(sizeof(Sums) * record_count);
   out.buckets_offset = place(sizeof(Bucket) * out.bucket_count);
   out.journal_offset = place(sizeof(JournalEntry) * out.journal_entry_count);
   out.control_bytes = end;

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "counters.hpp"
+#include "crash.hpp"
 #include "states.hpp"
 #include "view.hpp"
 
@@ -64,8 +65,11 @@ inline uint32_t register_namespace(const View& view, const NamespaceRequest& req
     if (!namespace_live(state) || std::memcmp(entry.fingerprint, request.fingerprint, 32) != 0)
       continue;
     store_release(entry.attached_at_ns, request.now_ns);
+    crash_point(CrashPoint::namespace_time_written);
     store_release(entry.reserved_bytes, request.reserved_bytes);
+    crash_point(CrashPoint::namespace_reserve_written);
     store_release(entry.maximum_bytes, request.maximum_bytes);
+    crash_point(CrashPoint::namespace_limits_written);
     return namespace_id(namespace_generation(state), slot);
   }
   const int32_t slot = choose_namespace_slot(view, request);
@@ -74,6 +78,7 @@ inline uint32_t register_namespace(const View& view, const NamespaceRequest& req
   uint64_t generation = (namespace_generation(load_acquire(entry.state)) + 1) & 0xFFFF;
   if (generation == 0) generation = 1;
   store_release(entry.state, namespace_state(false, generation));
+  crash_point(CrashPoint::namespace_closed);
   std::memcpy(entry.fingerprint, request.fingerprint, 32);
   store_text(entry.label, request.label, request.label_bytes);
   store_release(entry.reserved_bytes, request.reserved_bytes);
@@ -81,8 +86,10 @@ inline uint32_t register_namespace(const View& view, const NamespaceRequest& req
   store_release(entry.resident_bytes, 0);
   store_release(entry.created_at_ns, request.now_ns);
   store_release(entry.attached_at_ns, request.now_ns);
+  crash_point(CrashPoint::namespace_fields_written);
   // SYNC namespace: fields become visible before `live`. Death row 19.
   store_release(entry.state, namespace_state(true, generation));
+  crash_point(CrashPoint::namespace_live);
   return namespace_id(generation, static_cast<uint32_t>(slot));
 }
 
@@ -110,10 +117,18 @@ inline uint64_t attach_client(const View& view, uint32_t slot,
   client.mode = request.mode;
   store_text(client.engine_id, request.engine_id, request.engine_id_bytes);
   store_text(client.label, request.label, request.label_bytes);
+  crash_point(CrashPoint::client_fields_written);
   // SYNC attach: fields become visible before `attached`. Death row 18.
   store_release(client.state, client_state(true, incarnation));
+  crash_point(CrashPoint::client_attached);
   count(view, Counter::clients_attached);
   return incarnation;
+}
+
+// The owner of a slot has moved: what it uses now may not be recycled. One store. Death row 33.
+inline void enter_namespace(const View& view, uint32_t slot, uint32_t id) noexcept {
+  view.client(slot).namespace_id = id;
+  crash_point(CrashPoint::client_namespace_written);
 }
 
 }  // namespace pegashm

@@ -167,6 +167,7 @@ class RoomFinder {
       const uint64_t handle = take_free_in(idle.record, stride, offset);
       if (handle != 0) {
         cursor_of(stride).exhausted_at = ~uint64_t{0};
+        policy_.forget();  // another segment may be as idle: it goes before any block gathered now
         return handle;
       }
     }

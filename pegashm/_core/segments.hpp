@@ -19,6 +19,7 @@ inline void write_free_bits(const View& view, uint32_t segment, uint32_t capacit
     const uint32_t left = base < capacity ? capacity - base : 0;
     store_release(view.free_bits(first + base),
                   left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1);
+    crash_point(CrashPoint::segment_free_bits_written);
   }
 }
 
@@ -54,6 +55,7 @@ inline bool drain_segment(const View& view, uint32_t slot, uint32_t segment,
         evict_block(view, slot, make_handle(first + i, block_generation(state))) != Outcome::ok) {
       return false;
     }
+    crash_point(CrashPoint::segment_block_evicted);
   }
   return true;
 }
@@ -70,14 +72,18 @@ inline bool change_segment(const View& view, uint32_t slot, uint32_t segment, ui
       segment_state(SegmentTag::changing, slot, epoch, segment_stride(before));
   // SYNC claim/change, changer's side: segment word, then records. Pairs with segment_still().
   if (!cas_seq(entry.state, before, changing)) return false;
+  crash_point(CrashPoint::segment_changing);
   if (!drain_segment(view, slot, segment, requester)) {
+    crash_point(CrashPoint::segment_drain_refused);
     cas_seq(entry.state, changing, before);
+    crash_point(CrashPoint::segment_put_back);
     return false;
   }
   write_free_bits(view, segment, capacity);
   if (!cas_seq(entry.state, changing, segment_state(SegmentTag::assigned, 0, epoch, stride))) {
     return false;
   }
+  crash_point(CrashPoint::segment_assigned);
   count(view, Counter::segments_changed);
   return true;
 }

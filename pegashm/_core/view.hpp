@@ -41,6 +41,7 @@ struct View {
   uint64_t& touched(uint32_t record) const noexcept {
     return at<uint64_t>(geometry.touches_offset, record);
   }
+  Sums& sums(uint32_t record) const noexcept { return at<Sums>(geometry.sums_offset, record); }
   Bucket& bucket(uint64_t index) const noexcept {
     return at<Bucket>(geometry.buckets_offset, index);
   }

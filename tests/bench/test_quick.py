@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = {
     "attach": {"attach_ms", "ratio_largest"},
+    "checksum": {"hash_cold_gbs", "store_share", "load_share", "batch_ms_more"},
     "copy": {"share_median", "share_min", "share_batch_median"},
     "lookup": {"cold_hits", "hot_misses"},
 }

@@ -19,6 +19,7 @@ if importlib.util.find_spec("vllm") is None:
     collect_ignore = [
         "test_gpu_worker.py",
         "test_host_region.py",
+        "test_integrity.py",
         "test_manager.py",
         "test_namespace.py",
         "test_registration.py",

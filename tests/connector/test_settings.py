@@ -9,6 +9,7 @@ import pytest
 from pegashm.cache import Mode
 from pegashm.connector.settings import Settings, settings_of
 from pegashm.errors import ConfigError
+from pegashm.payload_sums import Checksums
 
 ARENA = {"PEGASHM_ARENA": "kv0"}
 
@@ -24,6 +25,7 @@ def test_everything_set() -> None:
         "reserved_bytes": "1M",
         "maximum_bytes": "2G",
         "copy_threads": "4",
+        "checksums": "on",
         "block_size": 64,
         "spec_name": "ours",
     }
@@ -35,6 +37,7 @@ def test_everything_set() -> None:
         reserved_bytes=1 << 20,
         maximum_bytes=2 << 30,
         copy_threads=4,
+        checksums=Checksums.ON,
     ) == settings_of(extra, ARENA | {"PEGASHM_REQUIRED": "1"})
 
 
@@ -58,6 +61,8 @@ def test_ways_to_say_yes(text: str) -> None:
         ({"copy_threads": 65}, ARENA, "1 to 64, got 65"),
         ({"copy_threads": "two"}, ARENA, "copy_threads must be a whole number, got 'two'"),
         ({"reserved_bytes": "much"}, ARENA, "much"),
+        ({"checksums": "xxh3"}, ARENA, "checksums must be one of off, on, required, got 'xxh3'"),
+        ({}, ARENA | {"PEGASHM_CHECKSUMS": "1"}, "PEGASHM_CHECKSUMS must be one of off, on, requ"),
         ({"maximum_bytes": 4e9}, ARENA, "maximum_bytes must be a size"),
         ({"blocks_per_chunks": 2}, ARENA, "Did you mean 'blocks_per_chunk'"),
         ({}, {"PEGASHM_ARENA": "../kv0"}, "arena name '../kv0' cannot be used"),
@@ -66,3 +71,20 @@ def test_ways_to_say_yes(text: str) -> None:
 def test_mistakes(extra: dict[str, Any], environment: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         settings_of(extra, environment)
+
+
+@pytest.mark.parametrize(
+    ("extra", "environment", "meant"),
+    [
+        ({}, {}, None),
+        ({}, {"PEGASHM_CHECKSUMS": ""}, None),
+        ({}, {"PEGASHM_CHECKSUMS": "on"}, Checksums.ON),
+        ({}, {"PEGASHM_CHECKSUMS": "required"}, Checksums.REQUIRED),
+        ({"checksums": False}, {"PEGASHM_CHECKSUMS": "on"}, Checksums.OFF),
+        ({"checksums": True}, {}, Checksums.ON),
+    ],
+)
+def test_checksums_from_the_extra_config_or_else_the_environment(
+    extra: dict[str, Any], environment: dict[str, str], meant: Checksums | None
+) -> None:
+    assert meant is settings_of(extra, ARENA | environment).checksums

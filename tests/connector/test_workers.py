@@ -5,6 +5,7 @@ The CPU worker as it is; the GPU worker with vLLM's pointers on CPU tensors (see
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from pegashm.cache import Cache
 from pegashm.connector.chunks import ChunkLayout
 from pegashm.connector.cuda import PegaShmCudaWorker
 from pegashm.connector.worker import PegaShmCpuWorker
+from pegashm.payload_sums import Checksums
 
 from tests.arenas import Shape
 from tests.connector.engines import (
@@ -38,18 +40,20 @@ Name = Callable[..., str]
 FLAT = Pages(tensors=(2048, 2048), groups=(((0, 2048), (1, 2048)),))
 
 
-@pytest.fixture(params=["cpu", "gpu"])
+@pytest.fixture(params=["cpu", "gpu", "cpu with checksums", "gpu with checksums"])
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     """Makes a worker of either kind; all are shut down when the test ends."""
+    checksums = Checksums.ON if "checksums" in request.param else Checksums.OFF
     made: list[OffloadingWorker] = []
 
     def worker(
         caches: CanonicalKVCaches, layout: ChunkLayout, arena: str, cell: int = 0
     ) -> OffloadingWorker:
         common: dict[str, Any] = {"layout": layout, "cell": cell, "arena": arena}
+        common["checksums"] = checksums
         made.append(
             PegaShmCpuWorker(caches, copy_threads=1, **common)
-            if request.param == "cpu"
+            if request.param.startswith("cpu")
             else PegaShmCudaWorker(caches, driver=None, engine=Device().engine, **common)
         )
         return made[-1]
@@ -66,7 +70,8 @@ def random(seed: int) -> torch.Generator:
 def finish(worker: Any, job_id: int) -> None:
     """Wait for a job as vLLM does; it is reported once, as a success."""
     worker.wait({job_id})
-    results = worker.get_finished()
+    while not (results := worker.get_finished()):
+        time.sleep(0.001)  # its copies have ended, its bytes are being hashed
     assert [(job_id, True)] == [(result.job_id, result.success) for result in results]
     assert [] == worker.get_finished()
 

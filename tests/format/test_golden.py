@@ -131,6 +131,7 @@ def test_tables_lie_one_after_another() -> None:
         "free_bits": records // 8,
         "blocks": records * 128,
         "touches": records * 8,
+        "sums": records * 64,
         "buckets": stranger.number("bucket_count") * 64,
         "journal": stranger.number("journal_entry_count") * 64,
     }

@@ -1,14 +1,29 @@
-"""The soak's short form: a quarter of a minute of random work and random SIGKILLs."""
+"""The soak in the suite: random work and random SIGKILLs, a quarter of a minute, or four minutes in the long form."""
 
 from __future__ import annotations
 
+import pytest
+
 from tests.children import run_child
+from tests.figures import LONG, report
+
+MINUTES = 4 if LONG else 0.25
 
 
-def test_short_soak(seed: int) -> None:
+@pytest.mark.timeout(MINUTES * 60 + 120)
+def test_soak(seed: int) -> None:
     """No wrong byte, no lost block, no hang; and that there was something to go wrong."""
-    summary = run_child("tests.soak", "--minutes", 0.25, "--seed", seed)
-    print(summary)
+    summary = run_child(
+        "tests.soak", "--minutes", MINUTES, "--seed", seed, seconds=MINUTES * 60 + 90
+    )
+    report(
+        "soak",
+        kills=sum(summary["kills"].values()),
+        published=summary["published"],
+        verified=summary["verified"],
+        evicted=summary["evicted"],
+        problems=len(summary["problems"]),
+    )
     assert [] == summary["problems"]
     assert summary["kills"]["worker"] > 5
     for counter in ("published", "verified", "unpinned_right", "evicted", "reaped"):
