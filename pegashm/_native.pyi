@@ -23,6 +23,8 @@ CLIENT_COUNT: Final[int]  # 128 index owners
 NAMESPACE_COUNT: Final[int]
 HEADER_BYTES: Final[int]
 SUM_COUNT: Final[int]  # parts of a block that can have a checksum
+SPILL_FILE_COUNT: Final[int]  # spill files of one arena
+TRANSPORT_PATH_BYTES: Final[int]
 
 # Outcomes of the batched calls, one byte a block (see `_core/status.hpp`).
 OK: Final[int]  # done
@@ -35,6 +37,7 @@ TOO_LARGE: Final[int]  # claim(): payload larger than a segment can hold
 INDEX_FULL: Final[int]  # claim(): both candidate buckets are full of live entries
 PINNED: Final[int]  # evict(): somebody holds a pin
 INCOMPLETE: Final[int]  # publish(): fewer parts written than expected (or a part failed)
+SPILLED: Final[int]  # find(): not in memory, but on SSD: ask the transport worker
 
 STATUS_NAMES: Final[dict[int, str]]
 
@@ -48,11 +51,19 @@ class FormatPlan(TypedDict):
     journal_entry_count: int
     control_bytes: int
     payload_bytes: int
+    spill_record_count: int
 
 def plan_region(
-    *, segment_bytes: int, block_bytes_min: int, segments_per_arena: Sequence[int]
+    *,
+    segment_bytes: int,
+    block_bytes_min: int,
+    segments_per_arena: Sequence[int],
+    spill_records: int = 0,
 ) -> FormatPlan:
-    """Say how large a control region for such arenas is. ValueError when the format cannot hold them."""
+    """Say how large a control region for such arenas, and so many blocks on SSD, is.
+
+    ValueError when the format cannot hold them.
+    """
 
 def format_region(
     control: Any,
@@ -65,6 +76,7 @@ def format_region(
     numa_nodes: Sequence[int],
     page_bytes: int,
     created_at_ns: int,
+    spill_records: int = 0,
 ) -> None:
     """Write a whole control region into `control` (writable, zeroed, of `control_bytes`); magic last.
 
@@ -107,6 +119,8 @@ class Region:
     def set_segments_ready(self, count: int) -> None:
         """Let claims use segments [0, count): they are populated. Only ever grows."""
     def set_supervisor(self, pid: int, started_at_ns: int) -> None: ...
+    def set_transport(self, path: str, pid: int, started_at_ns: int) -> None:
+        """Say where the transport worker listens; "" when nowhere. At most TRANSPORT_PATH_BYTES bytes."""
     def populate(self, offset: int, nbytes: int) -> int:
         """MADV_POPULATE_WRITE over payload bytes, GIL released; 0 or an errno."""
     def lock(self, offset: int, nbytes: int) -> int:
@@ -156,8 +170,11 @@ class Region:
     # -- reading, by any process; snapshots, consistent per record ------------------------------
     def clients(self) -> list[dict[str, Any]]:
         """Attached slots: slot, incarnation, pid, started_at, attached_at_ns, namespace_id, mode, engine_id, label."""
-    def namespaces(self) -> list[dict[str, Any]]:
-        """Live namespaces: id, fingerprint, label, reserved/maximum/resident_bytes, created_at_ns, blocks."""
+    def namespaces(self, *, counted: bool = True) -> list[dict[str, Any]]:
+        """Live namespaces: id, fingerprint, label, reserved/maximum/resident_bytes, created_at_ns, blocks.
+
+        `counted=False` leaves `blocks` at 0 and costs no pass over the records.
+        """
     def segments(self) -> list[dict[str, Any]]:
         """Segments: index, state, owner, stride_bytes, blocks, free, claimed, ready, evicting."""
     def blocks(self) -> NDArray[Any]:
@@ -168,6 +185,10 @@ class Region:
         claimed_at_ns u8, published_at_ns u8, parts_done u4, parts_failed u4, sum_parts u1 (0: no
         checksums), damaged u1.
         """
+    def describe(self, handles: Handles) -> NDArray[Any]:
+        """Rows as of blocks() for these handles; all zero where the life of one is over."""
+    def room(self) -> tuple[int, list[dict[str, int]]]:
+        """(segments without a stride, [{stride_bytes, capacity, free}]): a pass over the free bits."""
     def tally(self) -> dict[str, int]:
         """Records by state: free, claimed, ready, evicting, damaged; and `record_count`, `capacity`."""
     def counters(self) -> list[dict[str, Any]]:
@@ -188,11 +209,12 @@ class Client:
     def find(
         self, keys: Sequence[bytes], namespace_id: int, *, pin: bool = False
     ) -> tuple[Handles, Outcomes]:
-        """Handles of READY blocks (0 where not OK) and OK | MISSING | PENDING. `pin`: hold each found."""
+        """Handles of READY blocks (0 where not OK) and OK | MISSING | PENDING | SPILLED. `pin`: hold each found."""
     def find_prefix(
         self, keys: Sequence[bytes], namespace_id: int, *, pin: bool = False
     ) -> tuple[Handles, Outcomes]:
-        """As find(), but stops after the first key that is not OK (arrays are cut there, it included)."""
+        """As find(), but stops after the first key that is in no tier: neither OK nor SPILLED (arrays are
+        cut there, it included)."""
     def pin(self, handles: Handles) -> Outcomes: ...
     def unpin(self, handles: Handles) -> None:
         """Drop one pin on each; pins nest and the last one clears the bit. 0 is skipped."""
@@ -215,6 +237,40 @@ class Client:
         """Evict these: OK | PINNED | MISSING."""
     def evict_lru(self, payload_bytes: int, count: int) -> int:
         """Evict up to `count` least recently used blocks of this size class; returns how many."""
+
+    def oldest(self, payload_bytes: int, count: int) -> tuple[Handles, NDArray[np.uint64]]:
+        """Up to `count` least recently used blocks of this size class, oldest first, pinned by us: their
+        handles, and when each was used (for evict_untouched)."""
+    def evict_untouched(self, handles: Handles, touches: NDArray[np.uint64]) -> Outcomes:
+        """Drop our pins on what oldest() gave and evict what was not used since: OK | PINNED | MISSING."""
+
+SPILL_FIELDS: Final[np.dtype[Any]]
+"""A block on SSD: key (32 bytes, zero padded), key_bytes u1, group u2, namespace_id u4, file u1, file_offset u8,
+payload_bytes u8, checksum u8, sum_layout u8, published_at_ns u8, sequence u8."""
+
+class SpillTable:
+    """What lies on SSD, as every lookup sees it. One writer: who holds the lock of the transport worker.
+
+    Thread-safe. Begin with clear(): what a former writer left is not believed.
+    """
+
+    def __init__(self, region: Region) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+    def clear(self) -> None:
+        """Forget everything; no file counts until set_usable()."""
+    def set_usable(self, files: int) -> None:
+        """Which files' blocks lookups may see: bit f for file f."""
+    def store(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        """Make blocks (SPILL_FIELDS) findable; an older one of the same key gives way. False where the
+        table or the index is full. ValueError for a key or a file number that cannot be."""
+    def find(self, keys: Sequence[bytes], namespace_id: int) -> NDArray[Any]:
+        """A row of SPILL_FIELDS for each key; `payload_bytes` 0 where it is not on SSD."""
+    def forget(self, rows: NDArray[Any]) -> int:
+        """Take out those that still lie where the row says (key, file, offset, sequence); how many."""
+    def drop(self, file: int, first: int, end: int) -> int:
+        """Take out all blocks of a file whose offset is in [first, end): a pass over the table; how many."""
 
 class Copier:
     """Copies byte runs with a fixed set of threads, GIL released; usable without any region."""
@@ -301,3 +357,47 @@ def mend(
     `slot`: the caller's own, attached, with the registry lock held. Leaves dead clients to `reap_client`
     and hints to `repair`. `at_rest`: nobody else is attached or can attach meanwhile.
     """
+
+# Bytes between files and memory: see `_core/disk.hpp`. What is in the files is `pegashm/spill`'s business.
+class DiskTransfer:
+    """Runs that a DiskPool is moving."""
+
+    @property
+    def finished(self) -> bool: ...
+    def wait(self, *, helping: bool = False) -> NDArray[np.int32]:
+        """An errno for each run, 0 where all its bytes were moved. Waits as long as the device takes, GIL
+        released. `helping`: by this thread too."""
+
+class DiskPool:
+    """A fixed set of threads that move batches of runs between files and memory; for several callers at once."""
+
+    def __init__(self, threads: int = 4, piece_bytes: int = ...) -> None:
+        """`piece_bytes`: what one call moves at most: long runs are cut, neighbours gathered up to it."""
+    @property
+    def threads(self) -> int: ...
+    @property
+    def waiting_seconds(self) -> float:
+        """How long the oldest unfinished transfer has been under way; 0 when there is none."""
+    def start(
+        self,
+        fd: int,
+        offsets: NDArray[np.uint64],
+        addresses: NDArray[np.uint64],
+        sizes: NDArray[np.uint64],
+        *,
+        write: bool,
+    ) -> DiskTransfer:
+        """Move `sizes[i]` bytes between file offset `offsets[i]` and `addresses[i]`. The caller vouches for the
+        addresses until the transfer is finished; dropping the object waits for that."""
+    def transfer(
+        self,
+        fd: int,
+        offsets: NDArray[np.uint64],
+        addresses: NDArray[np.uint64],
+        sizes: NDArray[np.uint64],
+        *,
+        write: bool,
+    ) -> NDArray[np.int32]:
+        """start() and wait(helping=True)."""
+    def close(self, patience_seconds: float = 1.0) -> bool:
+        """End the threads. False when some still hang in a call: they end when that returns."""

@@ -28,6 +28,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
     enum: record_count_max
     enum: key_words
     enum: sum_count
+    enum: spill_file_count
     const uint64_t layout_signature
     const uint16_t format_major
     const uint16_t format_minor
@@ -71,14 +72,21 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint64_t journal_offset
         uint64_t page_bytes
         uint64_t sums_offset
+        uint64_t spill_offset
+        uint32_t spill_record_count
         uint64_t checksum
         uint64_t segments_ready
         uint64_t supervisor_pid
         uint64_t supervisor_started_at_ns
+        uint64_t spill_usable
         uint64_t access_clock
         uint64_t journal_head
         uint64_t freed_clock
         ArenaEntry arenas[16]
+        uint64_t transport_pid
+        uint64_t transport_started_at_ns
+        uint32_t transport_path_bytes
+        char transport_path[104]
 
     cdef struct NamespaceEntry:
         uint64_t state
@@ -143,6 +151,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint32_t segment_count
         uint32_t records_per_segment
         uint32_t record_count
+        uint32_t spill_record_count
 
     cdef cppclass View:
         uint8_t* control
@@ -160,7 +169,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint32_t segments_ready()
 
     uint64_t make_identity(uint32_t, uint16_t, uint8_t)
-    cbool plan_geometry(uint64_t, uint64_t, uint64_t, Geometry&)
+    cbool plan_geometry(uint64_t, uint64_t, uint64_t, Geometry&, uint64_t)
     uint64_t load_acquire(const uint64_t&)
     void store_release(uint64_t&, uint64_t)
     uint32_t segment_capacity(const Geometry&, uint32_t, uint64_t)
@@ -192,6 +201,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
     const char* const counter_keys[]
     enum: counters_used "static_cast<int>(pegashm::Counter::count_)"
     void c_count "pegashm::add_relaxed"(uint64_t&, uint64_t)
+    uint32_t free_in_segment(const View&, uint32_t, uint32_t)
 
     cdef cppclass CClient "pegashm::Client":
         CClient(const View&, uint32_t)
@@ -207,6 +217,31 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint32_t touch_keys(const Key*, uint32_t)
         void evict(const uint64_t*, uint32_t, COutcome*)
         uint32_t evict_oldest(uint64_t, uint32_t)
+        uint32_t oldest(uint64_t, uint32_t, uint64_t*, uint64_t*)
+        void evict_untouched(const uint64_t*, const uint64_t*, uint32_t, COutcome*)
+
+cdef extern from "spill.hpp" namespace "pegashm" nogil:
+    cdef struct Spilled:
+        Key key
+        uint32_t file
+        uint64_t file_offset
+        uint64_t payload_bytes
+        uint64_t checksum
+        uint64_t sum_layout
+        uint64_t published_at_ns
+        uint64_t sequence
+
+    cdef cppclass CSpillTable "pegashm::SpillTable":
+        CSpillTable(const View&)
+        cbool valid()
+        uint32_t capacity()
+        uint32_t size()
+        void clear()
+        void set_usable(uint64_t)
+        uint32_t store(const Spilled&)
+        uint32_t find(const Key&, Spilled&)
+        cbool forget(const Spilled&)
+        uint32_t drop(uint32_t, uint64_t, uint64_t)
 
 cdef extern from "header.hpp" namespace "pegashm" nogil:
     void write_format "pegashm::format"(const View&)
@@ -313,11 +348,14 @@ CLIENT_COUNT = client_count
 NAMESPACE_COUNT = namespace_count
 HEADER_BYTES = sizeof(Header)
 SUM_COUNT = sum_count
+SPILL_FILE_COUNT = spill_file_count
+TRANSPORT_PATH_BYTES = 104
 
-OK, MISSING, PENDING, EXISTS, NO_SPACE, QUOTA, TOO_LARGE, INDEX_FULL, PINNED, INCOMPLETE = range(10)
+OK, MISSING, PENDING, EXISTS, NO_SPACE, QUOTA, TOO_LARGE, INDEX_FULL, PINNED, INCOMPLETE, SPILLED = range(11)
 STATUS_NAMES = {
     OK: "ok", MISSING: "missing", PENDING: "pending", EXISTS: "exists", NO_SPACE: "no_space", QUOTA: "quota",
     TOO_LARGE: "too_large", INDEX_FULL: "index_full", PINNED: "pinned", INCOMPLETE: "incomplete",
+    SPILLED: "spilled",
 }
 
 _MAGIC = int.from_bytes(b"PEGASHM1", "little")
@@ -353,6 +391,28 @@ cdef packed struct BlockRow:
     uint32_t parts_failed
     uint8_t sum_parts
     uint8_t damaged
+
+
+SPILL_FIELDS = np.dtype([
+    ("key", "u1", 32), ("key_bytes", "u1"), ("group", "u2"), ("namespace_id", "u4"), ("file", "u1"),
+    ("file_offset", "u8"), ("payload_bytes", "u8"), ("checksum", "u8"), ("sum_layout", "u8"),
+    ("published_at_ns", "u8"), ("sequence", "u8"),
+])
+
+
+# One row of SPILL_FIELDS, which numpy packs.
+cdef packed struct SpillRow:
+    uint8_t key[32]
+    uint8_t key_bytes
+    uint16_t group
+    uint32_t namespace_id
+    uint8_t file
+    uint64_t file_offset
+    uint64_t payload_bytes
+    uint64_t checksum
+    uint64_t sum_layout
+    uint64_t published_at_ns
+    uint64_t sequence
 
 
 # -- arguments ---------------------------------------------------------------------------------------
@@ -410,18 +470,20 @@ cdef str _text(const char* field, uint64_t size):
 
 # -- formatting and judging a header -----------------------------------------------------------------
 
-cdef Geometry _plan(uint64_t segment_bytes, uint64_t block_bytes_min, uint64_t segment_count) except *:
+cdef Geometry _plan(uint64_t segment_bytes, uint64_t block_bytes_min, uint64_t segment_count,
+                    uint64_t spill_records) except *:
     cdef Geometry geometry
-    if not plan_geometry(segment_bytes, block_bytes_min, segment_count, geometry):
+    if not plan_geometry(segment_bytes, block_bytes_min, segment_count, geometry, spill_records):
         raise ValueError(
             f"no such region: segment_bytes={segment_bytes} and block_bytes_min={block_bytes_min} must be "
             f"multiples of 4096, the second not above the first, and {segment_count} segments of them "
-            f"must not hold more than {record_count_max} blocks: raise block_bytes_min")
+            f"must not hold, with {spill_records} on SSD, more than {record_count_max} blocks: raise "
+            f"block_bytes_min")
     return geometry
 
 
-def plan_region(*, segment_bytes, block_bytes_min, segments_per_arena):
-    cdef Geometry geometry = _plan(segment_bytes, block_bytes_min, sum(segments_per_arena))
+def plan_region(*, segment_bytes, block_bytes_min, segments_per_arena, spill_records=0):
+    cdef Geometry geometry = _plan(segment_bytes, block_bytes_min, sum(segments_per_arena), spill_records)
     return {
         "segment_count": geometry.segment_count,
         "records_per_segment": geometry.records_per_segment,
@@ -430,17 +492,18 @@ def plan_region(*, segment_bytes, block_bytes_min, segments_per_arena):
         "journal_entry_count": geometry.journal_entry_count,
         "control_bytes": geometry.control_bytes,
         "payload_bytes": geometry.payload_bytes,
+        "spill_record_count": geometry.spill_record_count,
     }
 
 
 def format_region(control, *, bytes region_id, segment_bytes, block_bytes_min, segments_per_arena,
-                  arena_paths, numa_nodes, page_bytes, created_at_ns):
+                  arena_paths, numa_nodes, page_bytes, created_at_ns, spill_records=0):
     cdef uint8_t[::1] bytes_ = control
     cdef View view
     cdef Header* header
     cdef bytes path
     cdef int i
-    view.geometry = _plan(segment_bytes, block_bytes_min, sum(segments_per_arena))
+    view.geometry = _plan(segment_bytes, block_bytes_min, sum(segments_per_arena), spill_records)
     if <uint64_t>bytes_.shape[0] < view.geometry.control_bytes:
         raise ValueError(f"control region of {bytes_.shape[0]} bytes, {view.geometry.control_bytes} needed")
     if len(region_id) != 16:
@@ -527,10 +590,13 @@ cdef dict _header_dict(const Header* header):
         "journal_offset": header.journal_offset,
         "page_bytes": header.page_bytes,
         "sums_offset": header.sums_offset,
+        "spill_offset": header.spill_offset,
+        "spill_record_count": header.spill_record_count,
         "checksum": header.checksum,
         "segments_ready": load_acquire(header.segments_ready),
         "supervisor_pid": header.supervisor_pid,
         "supervisor_started_at_ns": header.supervisor_started_at_ns,
+        "spill_usable": load_acquire(header.spill_usable),
         "access_clock": load_acquire(header.access_clock),
         "journal_head": load_acquire(header.journal_head),
         "freed_clock": load_acquire(header.freed_clock),
@@ -542,6 +608,10 @@ cdef dict _header_dict(const Header* header):
             }
             for i in range(min(header.arena_count, arena_count_max))
         ],
+        "transport_pid": header.transport_pid,
+        "transport_started_at_ns": header.transport_started_at_ns,
+        "transport_path": os.fsdecode(
+            <bytes>header.transport_path[:min(header.transport_path_bytes, TRANSPORT_PATH_BYTES)]),
     }
 
 
@@ -696,6 +766,18 @@ cdef class Region:
         store_release(view.header().supervisor_pid, pid)
         store_release(view.header().supervisor_started_at_ns, started_at_ns)
 
+    def set_transport(self, str path, uint64_t pid, uint64_t started_at_ns):
+        cdef View* view = self.mapped_writable()
+        cdef Header* header = &view.header()
+        cdef bytes text = os.fsencode(path)
+        if len(text) > TRANSPORT_PATH_BYTES:
+            raise ValueError(f"a socket's path has at most {TRANSPORT_PATH_BYTES} bytes, got {len(text)}: {path}")
+        header.transport_path_bytes = 0
+        memcpy(header.transport_path, PyBytes_AS_STRING(text), len(text))
+        header.transport_path_bytes = <uint32_t>len(text)
+        header.transport_pid = pid
+        header.transport_started_at_ns = started_at_ns
+
     def populate(self, uint64_t offset, uint64_t nbytes):
         cdef uint8_t* address = self.payload_at(offset, nbytes)
         cdef int error
@@ -818,14 +900,15 @@ cdef class Region:
             })
         return found
 
-    def namespaces(self):
+    def namespaces(self, *, bint counted=True):
         cdef View* view = self.mapped()
         cdef NamespaceEntry* entry
         cdef uint64_t state
         cdef uint32_t slot
-        blocks = self.blocks()
-        ids, counts = np.unique(blocks["namespace_id"], return_counts=True)
-        per_id = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+        per_id = {}
+        if counted:
+            ids, counts = np.unique(self.blocks()["namespace_id"], return_counts=True)
+            per_id = dict(zip(ids.tolist(), counts.tolist(), strict=True))
         found = []
         for slot in range(namespace_count):
             entry = &view.name_space(slot)
@@ -876,38 +959,49 @@ cdef class Region:
     def blocks(self):
         cdef View* view = self.mapped()
         cdef uint32_t record, count = 0, size = view.geometry.record_count
-        cdef Block* block
         cdef uint64_t state
-        cdef BlockRow* row
         out = np.zeros(size, dtype=BLOCK_FIELDS)
         cdef uint8_t[::1] raw = out.view(np.uint8)
         for record in range(size):
-            block = &view.block(record)
-            state = load_acquire(block.state)
+            state = load_acquire(view.block(record).state)
             if (state & 0xFF) == 0:
                 continue
-            row = <BlockRow*>&raw[count * sizeof(BlockRow)]
-            row.record = record
-            row.state = <uint8_t>state
-            row.owner = <uint16_t>block_owner(state)
-            row.generation = block_generation(state)
-            memcpy(row.key, block.key, 32)
-            row.key_bytes = <uint8_t>(block.identity >> 48)
-            row.group = <uint16_t>(block.identity >> 32)
-            row.namespace_id = <uint32_t>block.identity
-            row.payload_offset = block.payload_offset
-            row.payload_bytes = block.payload_bytes
-            row.pins[0] = block.pins[0]
-            row.pins[1] = block.pins[1]
-            row.touched = load_acquire(view.touched(record))
-            row.claimed_at_ns = block.claimed_at_ns
-            row.published_at_ns = block.published_at_ns
-            row.parts_done = <uint32_t>block.parts
-            row.parts_failed = <uint32_t>(block.parts >> 32)
-            row.sum_parts = <uint8_t>sum_part_count(block.sum_layout)
-            row.damaged = c_is_damaged(block[0])
+            _fill_row(view, record, state, <BlockRow*>&raw[count * sizeof(BlockRow)])
             count += 1
         return out[:count].copy()
+
+    def describe(self, handles):
+        cdef View* view = self.mapped()
+        cdef const uint64_t[::1] handles_ = _words(handles)
+        cdef uint64_t state
+        cdef uint32_t i, record
+        out = np.zeros(handles_.shape[0], dtype=BLOCK_FIELDS)
+        cdef uint8_t[::1] raw = out.view(np.uint8)
+        for i in range(<uint32_t>handles_.shape[0]):
+            if not life_holds(view[0], handles_[i]):
+                continue
+            record = <uint32_t>(handles_[i] & (record_count_max - 1))
+            state = load_acquire(view.block(record).state)
+            if block_generation(state) == handles_[i] >> 24:
+                _fill_row(view, record, state, <BlockRow*>&raw[i * sizeof(BlockRow)])
+        return out
+
+    def room(self):
+        cdef View* view = self.mapped()
+        cdef uint64_t state, stride
+        cdef uint32_t index, capacity, unassigned = 0
+        sizes = {}
+        for index in range(view.segments_ready()):
+            state = load_acquire(view.segment(index).state)
+            stride = segment_stride(state)
+            if (state & 0xFF) != 1 or stride == 0:
+                unassigned += (state & 0xFF) == 0
+                continue
+            capacity = segment_capacity(view.geometry, index, stride)
+            had, had_free = sizes.get(stride, (0, 0))
+            sizes[stride] = (had + capacity, had_free + free_in_segment(view[0], index, capacity))
+        return unassigned, [
+            {"stride_bytes": stride_, "capacity": both[0], "free": both[1]} for stride_, both in sizes.items()]
 
     def tally(self):
         cdef View* view = self.mapped()
@@ -963,6 +1057,29 @@ cdef class Region:
                 "handle": entry.handle,
             })
         return sequence, found
+
+
+cdef void _fill_row(View* view, uint32_t record, uint64_t state, BlockRow* row) noexcept:
+    cdef Block* block = &view.block(record)
+    row.record = record
+    row.state = <uint8_t>state
+    row.owner = <uint16_t>block_owner(state)
+    row.generation = block_generation(state)
+    memcpy(row.key, block.key, 32)
+    row.key_bytes = <uint8_t>(block.identity >> 48)
+    row.group = <uint16_t>(block.identity >> 32)
+    row.namespace_id = <uint32_t>block.identity
+    row.payload_offset = block.payload_offset
+    row.payload_bytes = block.payload_bytes
+    row.pins[0] = block.pins[0]
+    row.pins[1] = block.pins[1]
+    row.touched = load_acquire(view.touched(record))
+    row.claimed_at_ns = block.claimed_at_ns
+    row.published_at_ns = block.published_at_ns
+    row.parts_done = <uint32_t>block.parts
+    row.parts_failed = <uint32_t>(block.parts >> 32)
+    row.sum_parts = <uint8_t>sum_part_count(block.sum_layout)
+    row.damaged = c_is_damaged(block[0])
 
 
 cdef class _MappingUser:
@@ -1116,6 +1233,147 @@ cdef class Client:
         with nogil:
             evicted = self.core.evict_oldest(payload_bytes, count)
         return evicted
+
+
+    def oldest(self, uint64_t payload_bytes, uint32_t count):
+        handles = np.zeros(count, dtype=np.uint64)
+        touches = np.zeros(count, dtype=np.uint64)
+        cdef uint64_t[::1] handles_ = handles
+        cdef uint64_t[::1] touches_ = touches
+        cdef uint32_t found = 0
+        self.region.mapped()
+        if count:
+            with nogil:
+                found = self.core.oldest(payload_bytes, count, &handles_[0], &touches_[0])
+        return handles[:found], touches[:found]
+
+    def evict_untouched(self, handles, touches):
+        cdef const uint64_t[::1] handles_ = _words(handles)
+        cdef const uint64_t[::1] touches_ = _words(touches)
+        cdef uint32_t count = <uint32_t>handles_.shape[0]
+        if touches_.shape[0] != handles_.shape[0]:
+            raise ValueError(f"{handles_.shape[0]} handles, {touches_.shape[0]} touches")
+        outcomes = np.zeros(count, dtype=np.uint8)
+        cdef uint8_t[::1] outcomes_ = outcomes
+        self.region.mapped()
+        if count:
+            with nogil:
+                self.core.evict_untouched(&handles_[0], &touches_[0], count, <COutcome*>&outcomes_[0])
+        return outcomes
+
+
+# -- the table of blocks on SSD ------------------------------------------------------------------------
+
+cdef class SpillTable:
+    cdef CSpillTable* core
+    cdef Region region
+    cdef object user
+
+    def __cinit__(self, Region region):
+        self.region = region
+        self.core = new CSpillTable(region.mapped_writable()[0])
+        if not self.core.valid():
+            raise MemoryError("no memory for the list of free spill records")
+        self.user = _MappingUser(region)
+
+    def __dealloc__(self):
+        del self.core
+
+    def __len__(self):
+        self.region.mapped()
+        return self.core.size()
+
+    @property
+    def capacity(self):
+        return self.core.capacity()
+
+    def clear(self):
+        self.region.mapped()
+        with nogil:
+            self.core.clear()
+
+    def set_usable(self, uint64_t files):
+        self.region.mapped()
+        self.core.set_usable(files)
+
+    def store(self, rows):
+        cdef const SpillRow* row
+        cdef uint32_t i, index, stored = 0
+        cdef Spilled block
+        rows = np.ascontiguousarray(rows, dtype=SPILL_FIELDS)
+        cdef uint32_t count = <uint32_t>rows.shape[0]
+        kept = np.zeros(count, dtype=np.bool_)
+        cdef uint8_t[::1] kept_ = kept.view(np.uint8)
+        cdef const uint8_t[::1] raw = rows.view(np.uint8)
+        self.region.mapped()
+        if count:
+            if int(rows["key_bytes"].min()) < 1 or int(rows["key_bytes"].max()) > 32:
+                raise ValueError("a key has 1 to 32 bytes")
+            if int(rows["file"].max()) >= spill_file_count:
+                raise ValueError(f"files are 0 to {spill_file_count - 1}, got {rows['file'].max()}")
+            with nogil:
+                for i in range(count):
+                    row = <const SpillRow*>&raw[i * sizeof(SpillRow)]
+                    memcpy(block.key.words, row.key, 32)
+                    block.key.identity = make_identity(row.namespace_id, row.group, row.key_bytes)
+                    block.file = row.file
+                    block.file_offset = row.file_offset
+                    block.payload_bytes = row.payload_bytes
+                    block.checksum = row.checksum
+                    block.sum_layout = row.sum_layout
+                    block.published_at_ns = row.published_at_ns
+                    block.sequence = row.sequence
+                    kept_[i] = self.core.store(block) != <uint32_t>0xFFFFFFFF
+        return kept
+
+    def find(self, keys, uint32_t namespace_id):
+        cdef _Keys batch = _Keys(keys, namespace_id)
+        cdef uint32_t i
+        cdef Spilled block
+        cdef SpillRow* row
+        out = np.zeros(batch.count, dtype=SPILL_FIELDS)
+        cdef uint8_t[::1] raw = out.view(np.uint8)
+        self.region.mapped()
+        for i in range(batch.count):
+            if self.core.find(batch.keys[i], block) == <uint32_t>0xFFFFFFFF:
+                continue
+            row = <SpillRow*>&raw[i * sizeof(SpillRow)]
+            memcpy(row.key, block.key.words, 32)
+            row.key_bytes = <uint8_t>(block.key.identity >> 48)
+            row.group = <uint16_t>(block.key.identity >> 32)
+            row.namespace_id = <uint32_t>block.key.identity
+            row.file = <uint8_t>block.file
+            row.file_offset = block.file_offset
+            row.payload_bytes = block.payload_bytes
+            row.checksum = block.checksum
+            row.sum_layout = block.sum_layout
+            row.published_at_ns = block.published_at_ns
+            row.sequence = block.sequence
+        return out
+
+    def forget(self, rows):
+        cdef const SpillRow* row
+        cdef Spilled block
+        cdef uint32_t i, forgotten = 0
+        rows = np.ascontiguousarray(rows, dtype=SPILL_FIELDS).reshape(-1)
+        cdef const uint8_t[::1] raw = rows.view(np.uint8)
+        self.region.mapped()
+        for i in range(<uint32_t>rows.shape[0]):
+            row = <const SpillRow*>&raw[i * sizeof(SpillRow)]
+            memcpy(block.key.words, row.key, 32)
+            block.key.identity = make_identity(row.namespace_id, row.group, row.key_bytes)
+            block.file = row.file
+            block.file_offset = row.file_offset
+            block.sequence = row.sequence
+            forgotten += self.core.forget(block)
+        return forgotten
+
+    def drop(self, uint32_t file, uint64_t first, uint64_t end):
+        cdef uint32_t dropped
+        self.region.mapped()
+        with nogil:
+            dropped = self.core.drop(file, first, end)
+        return dropped
 
 
 # -- copying -----------------------------------------------------------------------------------------
@@ -1358,3 +1616,119 @@ def mend(Region region, findings, *, uint32_t slot, bytes alive, cbool at_rest):
             done_[i] = mender.mend(all_[i])
     del mender
     return done
+
+
+# -- bytes between files and memory, for the spill files ---------------------------------------------------
+
+cimport cython
+
+cdef extern from "disk.hpp" namespace "pegashm" nogil:
+    cdef struct CDiskTransfer "pegashm::DiskTransfer":
+        const uint64_t* offsets
+        const uint64_t* addresses
+        const uint64_t* bytes
+        int32_t* errors
+        uint64_t count
+        int fd
+        cbool write
+
+    cdef cppclass CDiskPool "pegashm::DiskPool":
+        CDiskPool(uint32_t, uint64_t) except +
+        uint32_t threads()
+        void start(CDiskTransfer&)
+        void wait(CDiskTransfer&, cbool)
+        cbool finished(const CDiskTransfer&)
+        uint64_t waiting_ns()
+        cbool close(uint64_t)
+
+
+# no_gc_clear: __dealloc__ needs the pool.
+@cython.no_gc_clear
+cdef class DiskTransfer:
+    cdef CDiskTransfer core
+    cdef DiskPool pool
+    cdef object keep, _errors
+
+    @property
+    def finished(self):
+        return self.pool.mine().finished(self.core)
+
+    def wait(self, *, bint helping=False):
+        cdef CDiskPool* pool = self.pool.mine()
+        with nogil:
+            pool.wait(self.core, helping)
+        return self._errors
+
+    def __dealloc__(self):
+        # The threads still use the arrays: nobody may drop them before. (A forked child has no such threads.)
+        if self.pool is not None and self.pool.process == os.getpid():
+            with nogil:
+                self.pool.core.wait(self.core, False)
+
+
+cdef class DiskPool:
+    cdef CDiskPool* core
+    cdef readonly object process
+    cdef bint closed
+
+    def __cinit__(self, uint32_t threads=4, uint64_t piece_bytes=1 << 20):
+        self.process = os.getpid()
+        self.closed = False
+        self.core = new CDiskPool(threads, piece_bytes)
+
+    def __dealloc__(self):
+        if self.core != NULL and self.process == os.getpid():
+            del self.core
+
+    cdef CDiskPool* mine(self) except NULL:
+        if self.process != os.getpid():
+            raise ValueError("this DiskPool was made by the parent process: its threads are not in a forked child")
+        if self.closed:
+            raise ValueError("this DiskPool is closed")
+        return self.core
+
+    @property
+    def threads(self):
+        return self.mine().threads()
+
+    @property
+    def waiting_seconds(self):
+        return self.mine().waiting_ns() / 1e9
+
+    def start(self, int fd, offsets, addresses, sizes, *, bint write):
+        cdef CDiskPool* pool = self.mine()
+        cdef DiskTransfer transfer = DiskTransfer.__new__(DiskTransfer)
+        cdef const uint64_t[::1] offsets_ = _words(offsets)
+        cdef const uint64_t[::1] addresses_ = _words(addresses)
+        cdef const uint64_t[::1] sizes_ = _words(sizes)
+        cdef Py_ssize_t count = offsets_.shape[0]
+        cdef int32_t[::1] errors_
+        if addresses_.shape[0] != count or sizes_.shape[0] != count:
+            raise ValueError(f"{count} offsets, {addresses_.shape[0]} addresses, {sizes_.shape[0]} sizes")
+        transfer._errors = np.zeros(count, dtype=np.int32)
+        if count:
+            errors_ = transfer._errors
+            transfer.keep = (offsets_, addresses_, sizes_, errors_)
+            transfer.core.offsets = &offsets_[0]
+            transfer.core.addresses = &addresses_[0]
+            transfer.core.bytes = &sizes_[0]
+            transfer.core.errors = &errors_[0]
+        transfer.core.count = <uint64_t>count
+        transfer.core.fd = fd
+        transfer.core.write = write
+        transfer.pool = self
+        pool.start(transfer.core)
+        return transfer
+
+    def transfer(self, int fd, offsets, addresses, sizes, *, bint write):
+        return self.start(fd, offsets, addresses, sizes, write=write).wait(helping=True)
+
+    def close(self, double patience_seconds=1.0):
+        cdef uint64_t patience_ms = <uint64_t>(patience_seconds * 1000)
+        cdef cbool ended
+        if self.process != os.getpid():
+            return True
+        self.closed = True
+        with nogil:
+            ended = self.core.close(patience_ms)
+        return ended

@@ -19,7 +19,14 @@ __all__ = ["check_same", "purge_line", "refuse"]
 def check_same(config: ServeConfig, info: dict[str, Any]) -> None:
     """ConfigError naming every difference between what exists and what was asked."""
     differences = [
-        d for d in (_shape(config, info), _size(config, info), _place(config, info)) if d
+        d
+        for d in (
+            _shape(config, info),
+            _size(config, info),
+            _place(config, info),
+            _spill(config, info),
+        )
+        if d
     ]
     differences += _nodes(config, info)
     if differences:
@@ -56,7 +63,11 @@ def _size(config: ServeConfig, info: dict[str, Any]) -> str | None:
     segment_bytes, count = info["segment_bytes"], info["segment_count"]
     try:
         counts = plan_segments(
-            config.size_bytes, segment_bytes, info["block_bytes_min"], len(info["arenas"])
+            config.size_bytes,
+            segment_bytes,
+            info["block_bytes_min"],
+            len(info["arenas"]),
+            info["spill_record_count"],
         )
     except ConfigError:
         counts = ()
@@ -67,6 +78,14 @@ def _size(config: ServeConfig, info: dict[str, Any]) -> str | None:
         f"it takes {format_bytes(exists)} ({count} segments of {format_bytes(segment_bytes)}), "
         f"--size {format_bytes(config.size_bytes)} would make {sum(counts)} segments"
     )
+
+
+def _spill(config: ServeConfig, info: dict[str, Any]) -> str | None:
+    """Room for blocks on SSD was made at creation; less than there is will do."""
+    asked, exists = config.spill_record_count, info["spill_record_count"]
+    if config.spill is None or asked == exists or (config.spill.records is None and exists):
+        return None
+    return f"it can list {exists} blocks on SSD, asked was --spill-records {asked}"
 
 
 def _place(config: ServeConfig, info: dict[str, Any]) -> str | None:

@@ -22,8 +22,10 @@ from typing import Any, Final
 from pegashm._native import HEADER_BYTES, Region, check_header, header_info
 from pegashm.errors import ArenaNotReadyError, FormatError, ResourceError
 from pegashm.liveness import (
+    SUPERVISOR_BYTE,
     USED_BYTE,
     close_lock_file,
+    holder_alive,
     open_lock_file,
     read_only_message,
     try_lock,
@@ -100,7 +102,7 @@ def open_arena(name: str, *, writable: bool = True, map_payload: bool = True) ->
         try:
             verdict = read_header(control_fd)
             if verdict.not_yet:
-                raise ArenaNotReadyError(f'arena "{name}" is not ready: {verdict.reason}')
+                raise ArenaNotReadyError(_not_ready_message(name, control_fd, verdict.reason))
             if not verdict.ready:
                 raise FormatError(
                     f'arena "{name}" cannot be opened: {verdict.reason}. Use the PegaShm that made it, '
@@ -138,6 +140,16 @@ def is_linked(name: str, control_fd: int) -> bool:
         return False
     opened = os.fstat(control_fd)
     return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+
+
+def _not_ready_message(name: str, control_fd: int, reason: str) -> str:
+    if holder_alive(control_fd, SUPERVISOR_BYTE):
+        return f'arena "{name}" is not ready: {reason}. Its supervisor lives: wait for it'
+    return (
+        f'arena "{name}" is not ready: {reason}, and nobody is at work on it: whoever created or removed it '
+        f"was killed. Start it again with `pegashm serve --name {name}` and its options, or remove it with "
+        f"`pegashm purge --name {name} --yes`"
+    )
 
 
 class _ReplacedError(Exception):

@@ -35,7 +35,7 @@ from pegashm.liveness import (
 from pegashm.payload_sums import Checked, Hasher, Part, Verdict, check, condemn, store_sums
 from pegashm.reaper import reap_dead_clients
 
-__all__ = ["Cache", "Copyist", "Mode", "lock_registry", "take_slot"]
+__all__ = ["Cache", "Copyist", "Mode", "lock_registry", "register", "take_slot"]
 
 _REGISTRY_WAIT_S: Final = 2.0
 _REGISTRY_POLL_S: Final = 0.001
@@ -70,7 +70,7 @@ class Cache:
         cls,
         name: str,
         *,
-        namespace: Namespace,
+        namespace: Namespace | None,
         engine_id: bytes = b"",
         label: str = "",
         mode: Mode = Mode.READ_WRITE,
@@ -78,6 +78,7 @@ class Cache:
     ) -> "Cache":
         """Open the arena, register the namespace and take a client slot.
 
+        `namespace` None: of no namespace, for who names one with each call (the transport worker).
         `wait_s` bounds the wait for others that are registering. Raises ArenaMissingError,
         ArenaNotReadyError, FormatError, ResourceError, ArenaBusyError (they took longer),
         ClientsFullError or NamespacesFullError.
@@ -86,7 +87,7 @@ class Cache:
         try:
             lock_registry(arena, wait_s)
             try:
-                namespace_id = _register(arena, namespace)
+                namespace_id = 0 if namespace is None else register(arena, namespace)
                 slot = take_slot(arena)
                 if not arena.is_linked():  # `purge` looks for clients under the registry lock
                     raise ArenaMissingError(f'arena "{name}" was purged just now')
@@ -119,7 +120,7 @@ class Cache:
         """Move to another namespace (an engine whose weights changed); claims and pins stay valid."""
         lock_registry(self.arena, wait_s)
         try:
-            self.namespace_id = _register(self.arena, namespace)
+            self.namespace_id = register(self.arena, namespace)
             self.region.set_client_namespace(self.slot, self.namespace_id)
         finally:
             unlock(self.arena.control_fd, REGISTRY_BYTE)
@@ -318,7 +319,8 @@ def lock_registry(arena: Arena, wait_s: float) -> None:
         time.sleep(_REGISTRY_POLL_S)
 
 
-def _register(arena: Arena, namespace: Namespace) -> int:
+def register(arena: Arena, namespace: Namespace) -> int:
+    """The id of a namespace, made if need be; the caller holds the registry lock."""
     namespace_id = arena.region.register_namespace(
         namespace.fingerprint,
         label=namespace.label,

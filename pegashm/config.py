@@ -20,14 +20,84 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["HUGE_PAGE_BYTES", "NUMA_AUTO", "NUMA_NONE", "ServeConfig", "parse_numa", "read_file"]
+__all__ = [
+    "HUGE_PAGE_BYTES",
+    "NUMA_AUTO",
+    "NUMA_NONE",
+    "SPILL_ADMISSIONS",
+    "ServeConfig",
+    "SpillConfig",
+    "parse_numa",
+    "read_file",
+]
 
 HUGE_PAGE_BYTES: Final = {"2M": 2 * MIB, "1G": GIB}
 NUMA_AUTO: Final = "auto"
 NUMA_NONE: Final = "none"
+SPILL_ADMISSIONS: Final = ("all", "second-touch", "evicted")
 _ARENA_COUNT_MAX: Final = 16
 _BLOCK_BYTES_STEP: Final = 4 * KIB
 _SEGMENT_BYTES_MAX: Final = 64 * GIB
+_SPILL_BYTES_A_RECORD: Final = 256 * KIB
+_SPILL_RECORDS_LEAST: Final = 4096
+_SPILL_FILES_MAX: Final = 64
+_SPILL_BYTES_LEAST: Final = 16 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpillConfig:
+    """Blocks on SSD: the files, all of one size, and how the transport worker fills them.
+
+    `records`: how many blocks can be listed (None: one for each 256 KiB of the files). `admission`: which
+    blocks are written. `daily_bytes`: of writes in 24 hours, 0 for no limit. `sync_seconds`: how much a
+    power loss may cost. `backlog_bytes`, `backlog_seconds`: how much may wait to be written, how long.
+    `low`, `high`: fractions of free memory between which blocks are evicted ahead of need.
+    """
+
+    paths: tuple[str, ...]
+    file_bytes: int
+    records: int | None = None
+    admission: str = "all"
+    daily_bytes: int = 0
+    sync_seconds: float = 5.0
+    backlog_bytes: int = 256 * MIB
+    backlog_seconds: float = 2.0
+    low: float = 0.01
+    high: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ConfigError("--spill needs the path of a file")
+        if len(set(self.paths)) != len(self.paths) or len(self.paths) > _SPILL_FILES_MAX:
+            raise ConfigError(
+                f"--spill must name up to {_SPILL_FILES_MAX} different files: {self.paths}"
+            )
+        for path in self.paths:
+            if not os.path.isabs(path):
+                raise ConfigError(f"--spill must be an absolute path, got {path!r}")
+        if self.file_bytes < _SPILL_BYTES_LEAST:
+            raise ConfigError(
+                f"--spill-size must be at least {format_bytes(_SPILL_BYTES_LEAST)}, "
+                f"got {format_bytes(self.file_bytes)}"
+            )
+        if self.records is not None and self.records < 1:
+            raise ConfigError(f"--spill-records must be at least 1, got {self.records}")
+        if self.admission not in SPILL_ADMISSIONS:
+            raise ConfigError(
+                f"--spill-admission must be one of {', '.join(SPILL_ADMISSIONS)}, got {self.admission!r}"
+            )
+        if not 0 <= self.low <= self.high <= 0.5:
+            raise ConfigError(
+                "--evict-low and --evict-high must be fractions with 0 <= low <= high <= 0.5, got "
+                f"{self.low:g} and {self.high:g}"
+            )
+
+    @property
+    def record_count(self) -> int:
+        """How many blocks on SSD the control region has room to list."""
+        if self.records is not None:
+            return self.records
+        return max(_SPILL_RECORDS_LEAST, len(self.paths) * self.file_bytes // _SPILL_BYTES_A_RECORD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +116,7 @@ class ServeConfig:
     lock: bool = True
     require_lock: bool = False
     populate_threads: int | None = None
+    spill: SpillConfig | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -67,6 +138,10 @@ class ServeConfig:
             raise ConfigError(f"--populate-threads must be at least 1, got {self.populate_threads}")
         self._check_numa()
         self._check_shape()
+
+    @property
+    def spill_record_count(self) -> int:
+        return 0 if self.spill is None else self.spill.record_count
 
     def _check_numa(self) -> None:
         if isinstance(self.numa, str):

@@ -327,6 +327,7 @@ def _make_control(name: str, layout: Layout, *, gid: int | None) -> None:
                 numa_nodes=layout.nodes,
                 page_bytes=layout.place.page_bytes,
                 created_at_ns=time.time_ns(),
+                spill_records=layout.plan["spill_record_count"],
             )
     finally:
         os.close(control)

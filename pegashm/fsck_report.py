@@ -5,7 +5,7 @@ Plain frozen values; made by `fsck`, shown by the command and by `dump`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from pegashm.invariants import INVARIANTS
@@ -137,14 +137,33 @@ class Report:
         lines += self.account.lines()
         if not self.account.adds_up:
             lines.append("  the sums do not add up to the region")
+        lines += self.summary_lines()
+        if not self.counts:
+            lines.append("clean" if not self.repaired_counts else "clean now")
+        return lines
+
+    def summary_lines(self) -> list[str]:
+        """What was repaired and what is left; nothing when all held."""
+        lines = []
         if self.repaired_counts:
             lines += ["repaired:", *_listed(self.repaired, self.repaired_counts, done=True)]
         if self.counts:
-            lines += ["findings:", *_listed(self.findings, self.counts, done=False)]
-            lines += self._advice()
-        else:
-            lines.append("clean" if not self.repaired_counts else "clean now")
+            lines += ["findings:", *self.finding_lines()]
         return lines
+
+    def finding_lines(self) -> list[str]:
+        """What does not hold, a few of each kind, and what to type; nothing when all holds."""
+        if not self.counts:
+            return []
+        return [*_listed(self.findings, self.counts, done=False), *self._advice()]
+
+    def without_drift(self) -> Report:
+        """For who asks whether somebody has to act: hints that are off are put right by the way."""
+        return replace(
+            self,
+            findings=tuple(found for found in self.findings if found.kind != "drift"),
+            counts={n: c for n, c in self.counts.items() if INVARIANTS[n].kind != "drift"},
+        )
 
     def _advice(self) -> list[str]:
         if any(finding.repairable for finding in self.findings):

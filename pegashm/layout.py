@@ -66,7 +66,8 @@ def plan_layout(config: ServeConfig) -> Layout:
     nodes = choose_nodes(config)
     segment_bytes = _segment_bytes(config, place, len(nodes))
     block_bytes_min = config.block_bytes_min or _block_bytes_min(config.size_bytes, segment_bytes)
-    counts = plan_segments(config.size_bytes, segment_bytes, block_bytes_min, len(nodes))
+    spilled = config.spill_record_count
+    counts = plan_segments(config.size_bytes, segment_bytes, block_bytes_min, len(nodes), spilled)
     token = "" if place.directory == SHM_DIRECTORY else secrets.token_hex(8)
     return Layout(
         place=place,
@@ -77,24 +78,28 @@ def plan_layout(config: ServeConfig) -> Layout:
         paths=tuple(
             _path(config.name, place.directory, arena, token) for arena in range(len(nodes))
         ),
-        plan=_plan(segment_bytes, block_bytes_min, counts),
+        plan=_plan(segment_bytes, block_bytes_min, counts, spilled),
     )
 
 
 def plan_segments(
-    size_bytes: int, segment_bytes: int, block_bytes_min: int, arena_count: int
+    size_bytes: int,
+    segment_bytes: int,
+    block_bytes_min: int,
+    arena_count: int,
+    spill_records: int = 0,
 ) -> tuple[int, ...]:
     """Segments of each arena so that all of it, control region included, fits in `size_bytes`."""
     count = size_bytes // segment_bytes
     while count >= arena_count:
         counts = _split(count, arena_count)
-        plan = _plan(segment_bytes, block_bytes_min, counts)
+        plan = _plan(segment_bytes, block_bytes_min, counts, spill_records)
         excess = plan["payload_bytes"] + plan["control_bytes"] - size_bytes
         if excess <= 0:
             return counts
         # At least one fewer; far too many only when the control region alone is huge.
         count -= max(1, excess // (2 * segment_bytes))
-    needed = _plan(segment_bytes, block_bytes_min, (1,) * arena_count)
+    needed = _plan(segment_bytes, block_bytes_min, (1,) * arena_count, spill_records)
     raise ConfigError(
         f"--size {format_bytes(size_bytes)} is too small: {arena_count} arena(s) with one segment of "
         f"{format_bytes(segment_bytes)} each and the control region take "
@@ -167,16 +172,21 @@ def _block_bytes_min(size_bytes: int, segment_bytes: int) -> int:
     return min(block_bytes, segment_bytes)
 
 
-def _plan(segment_bytes: int, block_bytes_min: int, counts: Sequence[int]) -> "FormatPlan":
+def _plan(
+    segment_bytes: int, block_bytes_min: int, counts: Sequence[int], spill_records: int
+) -> "FormatPlan":
     try:
         return plan_region(
-            segment_bytes=segment_bytes, block_bytes_min=block_bytes_min, segments_per_arena=counts
+            segment_bytes=segment_bytes,
+            block_bytes_min=block_bytes_min,
+            segments_per_arena=counts,
+            spill_records=spill_records,
         )
     except ValueError as error:
         raise ConfigError(
             f"{sum(counts)} segments of {format_bytes(segment_bytes)} with blocks from "
             f"{format_bytes(block_bytes_min)} do not fit the format ({error}): "
-            "give a larger --block-min or --segment-size"
+            "give a larger --block-min or --segment-size, or fewer --spill-records"
         ) from error
 
 

@@ -34,11 +34,13 @@ __all__ = [
     "REGISTRY_BYTE",
     "SLOT_COUNT",
     "SUPERVISOR_BYTE",
+    "TRANSPORT_BYTE",
     "USED_BYTE",
     "close_lock_file",
     "copiers_byte",
     "holder_alive",
     "live_slots",
+    "open_guarded",
     "open_lock_file",
     "owner_byte",
     "range_held",
@@ -50,6 +52,7 @@ __all__ = [
 _BASE: Final = 1 << 40
 SUPERVISOR_BYTE: Final = _BASE
 REGISTRY_BYTE: Final = _BASE + 1
+TRANSPORT_BYTE: Final = _BASE + 2
 OWNER_BYTE: Final = _BASE + 1024
 COPIERS_BYTE: Final = _BASE + 2048
 USED_BYTE: Final = (
@@ -97,6 +100,17 @@ def open_lock_file(name: str, *, writable: bool = True) -> int:
             if error.errno != errno.EROFS:
                 raise
             raise ResourceError(read_only_message(path)) from error
+        _descriptors.add(descriptor)
+    return descriptor
+
+
+def open_guarded(path: str, flags: int, mode: int = 0o600) -> int:
+    """A descriptor of any file that a forked child gives up, so that locks taken through it end with this process.
+
+    Close it with `close_lock_file`. OSError as from os.open.
+    """
+    with _mutex:
+        descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
         _descriptors.add(descriptor)
     return descriptor
 

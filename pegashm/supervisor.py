@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pegashm import fsck
 from pegashm.adoption import check_same, purge_line, refuse
 from pegashm.arena import Arena, open_arena, read_header
 from pegashm.config import ServeConfig
@@ -181,7 +182,8 @@ class _Supervisor:
         was_ready = int(region.header["segments_ready"])
         region.set_supervisor(os.getpid(), time.time_ns())  # first: whoever is refused now is told
         if existed:
-            self._readopt(was_ready)
+            self._readopt()
+            was_ready = int(region.header["segments_ready"])
         populator = Populator(region, self._populate_plan())
         populator.progress.segments_ready = was_ready
         with ProgressView(populator.plan.payload_bytes, populator.progress) as view:
@@ -192,21 +194,34 @@ class _Supervisor:
                 populator.stop()
         logger.info("%s received: ending", self.termination.signal_name)
 
-    def _readopt(self, was_ready: int) -> None:
-        """Make whole what the former supervisor, or clients while there was none, left."""
-        region = self.arena.region
+    def _readopt(self) -> None:
+        """Make whole what the former supervisor, or clients while there was none, left.
+
+        What a dead client left is reaped; all else is judged and repaired by the rules of fsck, which beside
+        living clients does only what is safe beside them, and leaves the rest to a time when they are gone.
+        """
+        name, region = self.config.name, self.arena.region
         self.notifier.extend_start(300)
         self.notifier.status("walking the records of the existing arena")
-        repaired = region.repair()
         self._reap()
-        tally = region.tally()
+        try:
+            report = fsck.repair(self.arena)
+        except PegaShmError as error:  # somebody stopped in the middle of attaching; or files are being removed
+            logger.warning(
+                'arena "%s" could not be checked: %s. Check it later: pegashm fsck --name %s --repair',
+                name,
+                error,
+                name,
+            )
+        else:
+            for line in report.summary_lines():
+                logger.warning("%s", line)
         logger.info(
-            'arena "%s" re-adopted: %d blocks ready, %d of %d segments usable, repaired: %s',
-            self.config.name,
-            tally["ready"],
-            was_ready,
+            'arena "%s" re-adopted: %d blocks ready, %d of %d segments usable',
+            name,
+            region.tally()["ready"],
+            region.header["segments_ready"],
             region.header["segment_count"],
-            ", ".join(f"{count} {what}" for what, count in repaired.items() if count) or "nothing",
         )
 
     def _loop(self, populator: Populator, view: ProgressView) -> None:

@@ -36,6 +36,7 @@ class Shape:
     block_bytes_min: int = 4 * KIB
     segments_per_arena: tuple[int, ...] = (4,)
     segments_ready: int | None = None  # None: all
+    spill_records: int = 0
 
     @property
     def payload_bytes(self) -> int:
@@ -57,6 +58,7 @@ def make_arena(shape: Shape, name: str | None = None) -> str:
             segment_bytes=shape.segment_bytes,
             block_bytes_min=shape.block_bytes_min,
             segments_per_arena=shape.segments_per_arena,
+            spill_records=shape.spill_records,
         ),
     )
     lock_fd = lock_control(name)

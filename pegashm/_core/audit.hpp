@@ -41,8 +41,9 @@ enum class Invariant : uint32_t {
   free_bit_only = 24,
   entry_filed = 25,
   bucket_room = 26,
+  spill_record = 28,
 };
-inline constexpr uint32_t invariant_count = 27;
+inline constexpr uint32_t invariant_count = 29;
 
 struct Finding {
   uint32_t invariant;
@@ -207,6 +208,7 @@ class Audit {
     for (uint32_t slot = 0; slot < client_count; ++slot) audit_client(slot);
     audit_counters();
     audit_journal();
+    for (uint32_t index = 0; index < view_.geometry.spill_record_count; ++index) audit_spill(index);
   }
 
  private:
@@ -422,6 +424,7 @@ class Audit {
   }
 
   bool is_ready_twin(uint32_t record, uint64_t entry, const Key& key) const noexcept {
+    if (record >= view_.geometry.record_count) return false;
     const Block& block = view_.block(record);
     const uint64_t state = load_acquire(block.state);
     return possible_block_state(state) && block_tag(state) == BlockTag::ready &&
@@ -446,7 +449,8 @@ class Audit {
       const uint64_t entry = load_acquire(word);
       if (entry == 0) {
         ++empty;
-      } else if (entry_record(entry) >= view_.geometry.record_count) {
+      } else if (entry_record(entry) >=
+                 view_.geometry.record_count + uint64_t{view_.geometry.spill_record_count}) {
         report(Invariant::entry_filed, bucket * entries_per_bucket + i, entry);
       } else if (is_stale(view_, entry)) {
         ++stale;
@@ -460,6 +464,7 @@ class Audit {
   }
 
   bool is_misfiled(uint64_t bucket, uint64_t entry) const noexcept {
+    if (named_spill(view_, entry) != nullptr) return false;  // judged with the spill records
     const Block& block = view_.block(entry_record(entry));
     const uint64_t state = load_acquire(block.state);
     if (block_tag(state) != BlockTag::ready) return false;
@@ -469,16 +474,51 @@ class Audit {
     return !filed && load_seq(block.state) == state;
   }
 
+  // -- spill records ------------------------------------------------------------------------------------
+
+  void audit_spill(uint32_t index) noexcept {
+    const SpillRecord& record = view_.spill(index);
+    const uint64_t state = load_acquire(record.state);
+    audit_reserved(record.reserved_96, sizeof record.reserved_96);
+    if (!is_possible_spill(index, record, state) && load_seq(record.state) == state) {
+      report(Invariant::spill_record, index, state);
+    }
+  }
+
+  bool is_possible_spill(uint32_t index, const SpillRecord& record, uint64_t state) const noexcept {
+    if ((state & 0xFF) == 0) return true;
+    if (!spill_stored(state) || spill_file(state) >= spill_file_count ||
+        load_acquire(record.file_offset) % page_bytes_small != 0) {
+      return false;
+    }
+    Key key;
+    for (uint32_t i = 0; i < key_words; ++i) key.words[i] = load_acquire(record.key[i]);
+    key.identity = load_acquire(record.identity);
+    const uint64_t key_bytes = key.identity >> 48;
+    if (key_bytes == 0 || key_bytes > key_bytes_max) return false;
+    const Buckets buckets = buckets_of(view_.geometry, key);
+    const uint64_t own = make_entry(view_.geometry.record_count + index, block_generation(state),
+                                    buckets.fingerprint);
+    for (const uint64_t bucket : {buckets.first, buckets.second}) {
+      for (const uint64_t& word : view_.bucket(bucket).entries) {
+        if (load_acquire(word) == own) return true;
+      }
+    }
+    return false;
+  }
+
   // -- tables -------------------------------------------------------------------------------------------
 
   void audit_header() noexcept {
     const Header& header = view_.header();
-    audit_reserved(header.reserved_216, sizeof header.reserved_216);
-    audit_reserved(header.reserved_280, sizeof header.reserved_280);
+    audit_reserved(&header.reserved_220, sizeof header.reserved_220);
+    audit_reserved(header.reserved_232, sizeof header.reserved_232);
+    audit_reserved(header.reserved_288, sizeof header.reserved_288);
     audit_reserved(header.reserved_328, sizeof header.reserved_328);
     audit_reserved(header.reserved_392, sizeof header.reserved_392);
     audit_reserved(header.reserved_456, sizeof header.reserved_456);
-    audit_reserved(header.reserved_3584, sizeof header.reserved_3584);
+    audit_reserved(&header.reserved_3604, sizeof header.reserved_3604);
+    audit_reserved(header.reserved_3712, sizeof header.reserved_3712);
     const uint64_t ready = load_acquire(header.segments_ready);
     if (ready > view_.geometry.segment_count) {
       report(Invariant::segments_ready, 0, ready, view_.geometry.segment_count);

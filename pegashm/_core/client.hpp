@@ -27,12 +27,13 @@ class Client {
 
   bool valid() const noexcept { return pin_counts_ != nullptr; }
 
-  // Finds `keys`; with `prefix` stops after the first that is not ok. Returns how many were judged.
+  // Finds `keys`; with `prefix` stops after the first that is neither ok nor spilled. Returns how many were
+  // judged.
   uint32_t find(const Key* keys, uint32_t size, bool pin, bool prefix, uint64_t* handles,
                 Outcome* outcomes) noexcept {
     const std::lock_guard guard(mutex_);
     constexpr uint32_t ahead = 16;
-    uint32_t judged = 0, hits = 0, pending = 0;
+    Tally tally;
     for (uint32_t base = 0; base < size; base += ahead) {
       Buckets buckets[ahead];
       const uint32_t lot = std::min(ahead, size - base);
@@ -48,19 +49,18 @@ class Client {
                           : found.ready     ? Outcome::ok
                                             : Outcome::pending;
         if (outcome == Outcome::ok && pin && !add_pin(found.handle)) outcome = Outcome::missing;
+        if (outcome == Outcome::missing && found.spilled) outcome = Outcome::spilled;
         handles[base + i] = outcome == Outcome::ok ? found.handle : 0;
         outcomes[base + i] = outcome;
-        ++judged;
-        hits += outcome == Outcome::ok ? 1u : 0u;
-        pending += outcome == Outcome::pending ? 1u : 0u;
-        if (prefix && outcome != Outcome::ok) {
-          count_find(judged, hits, pending);
-          return judged;
+        tally.add(outcome);
+        if (prefix && outcome != Outcome::ok && outcome != Outcome::spilled) {
+          count_find(tally);
+          return tally.judged;
         }
       }
     }
-    count_find(judged, hits, pending);
-    return judged;
+    count_find(tally);
+    return tally.judged;
   }
 
   void pin(const uint64_t* handles, uint32_t size, Outcome* outcomes) noexcept {
@@ -205,7 +205,55 @@ class Client {
     return stride == 0 ? 0 : room_.evict_oldest(stride, wanted);
   }
 
+  // The least recently used blocks of a size class, oldest first, pinned: for who wants to do something with
+  // them before they go. Returns how many.
+  uint32_t oldest(uint64_t payload_bytes, uint32_t wanted, uint64_t* handles,
+                  uint64_t* touches) noexcept {
+    const std::lock_guard guard(mutex_);
+    const uint64_t stride = stride_of(view_.geometry, payload_bytes);
+    if (stride == 0) return 0;
+    uint32_t found = 0;
+    Candidate candidate;
+    room_.gather(stride);
+    while (found < wanted && room_.next(candidate)) {
+      const uint64_t state = load_acquire(view_.block(candidate.record).state);
+      const uint64_t handle = make_handle(candidate.record, block_generation(state));
+      if (block_tag(state) != BlockTag::ready || is_pinned(view_.block(candidate.record)) ||
+          !add_pin(handle)) {
+        continue;
+      }
+      handles[found] = handle;
+      touches[found++] = candidate.touch;
+    }
+    return found;
+  }
+
+  // Drops our pins on what oldest() gave, and evicts what nobody has used since.
+  void evict_untouched(const uint64_t* handles, const uint64_t* touches, uint32_t size,
+                       Outcome* outcomes) noexcept {
+    const std::lock_guard guard(mutex_);
+    for (uint32_t i = 0; i < size; ++i) {
+      outcomes[i] = Outcome::missing;
+      if (!known(handles[i])) continue;
+      drop_pin(handle_record(handles[i]));
+      outcomes[i] = load_acquire(view_.touched(handle_record(handles[i]))) == touches[i]
+                        ? evict_block(view_, slot_, handles[i])
+                        : Outcome::pinned;
+    }
+    room_.look_again();
+  }
+
  private:
+  struct Tally {
+    uint32_t judged = 0, hits = 0, pending = 0, spilled = 0;
+    void add(Outcome outcome) noexcept {
+      ++judged;
+      hits += outcome == Outcome::ok ? 1u : 0u;
+      pending += outcome == Outcome::pending ? 1u : 0u;
+      spilled += outcome == Outcome::spilled ? 1u : 0u;
+    }
+  };
+
   bool known(uint64_t handle) const noexcept {
     return handle != 0 && handle_record(handle) < view_.geometry.record_count;
   }
@@ -233,11 +281,12 @@ class Client {
     return before;
   }
 
-  void count_find(uint32_t judged, uint32_t hits, uint32_t pending) noexcept {
-    count(view_, Counter::lookups, judged);
-    count(view_, Counter::hits, hits);
-    count(view_, Counter::misses, judged - hits);
-    count(view_, Counter::misses_pending, pending);
+  void count_find(const Tally& tally) noexcept {
+    count(view_, Counter::lookups, tally.judged);
+    count(view_, Counter::hits, tally.hits);
+    count(view_, Counter::misses, tally.judged - tally.hits);
+    count(view_, Counter::misses_pending, tally.pending);
+    count(view_, Counter::misses_spilled, tally.spilled);
   }
 
   // Whether all writers of a claimed block have copied their part. Pending: one may still be writing, so

@@ -15,6 +15,7 @@ enum class Counter : uint32_t {
   hits,  // keys found READY
   misses,  // keys not found
   misses_pending,  // of those: claimed by somebody, not published yet
+  misses_spilled,  // of those: on SSD, to be promoted
   claims,  // blocks claimed
   claims_existing,  // claims refused: there already, or being written
   claims_no_space,  // claims refused: nothing free, nothing evictable
@@ -35,6 +36,18 @@ enum class Counter : uint32_t {
   bytes_loaded,  // payload bytes copied out
   payloads_verified,  // blocks whose checksums were looked at before use, and held
   payloads_damaged,  // blocks found with other bytes than were stored
+  spill_stored,  // blocks written to SSD
+  spill_skipped,  // blocks not written: by admission or the daily budget
+  spill_late,  // blocks not written: evicted before their turn, or the backlog was full
+  spill_dropped,  // blocks on SSD overwritten by newer ones
+  spill_promoted,  // blocks read back into memory
+  spill_refused,  // promotions not done: overloaded, too late, or no space in memory
+  spill_failed,  // promotions not done: the device failed
+  spill_damaged,  // promotions not done: other bytes than were written
+  spill_write_errors,  // writes that a device refused
+  spill_payload_bytes,  // payload bytes written to SSD
+  spill_file_bytes,  // bytes written to SSD in all
+  spill_bytes_read,  // payload bytes read from SSD
   count_,
 };
 
@@ -43,6 +56,7 @@ inline constexpr const char* counter_keys[] = {
     "hits",
     "misses",
     "misses_pending",
+    "misses_spilled",
     "claims",
     "claims_existing",
     "claims_no_space",
@@ -63,6 +77,18 @@ inline constexpr const char* counter_keys[] = {
     "bytes_loaded",
     "payloads_verified",
     "payloads_damaged",
+    "spill_stored",
+    "spill_skipped",
+    "spill_late",
+    "spill_dropped",
+    "spill_promoted",
+    "spill_refused",
+    "spill_failed",
+    "spill_damaged",
+    "spill_write_errors",
+    "spill_payload_bytes",
+    "spill_file_bytes",
+    "spill_bytes_read",
 };
 static_assert(sizeof counter_keys / sizeof *counter_keys == static_cast<uint32_t>(Counter::count_));
 static_assert(static_cast<uint32_t>(Counter::count_) <= counter_count);

@@ -1,21 +1,13 @@
-// Where can a process be made to die? Numbered crash points, one between any
-// two shared stores that matter.
+// Where can a process be made to die? Numbered crash points, one between any two shared stores that matter.
 //
-// A point stands right after the store that its name tells, and its number
-// begins with the row of FORMAT.md, "Who dies where", that says what others
-// then see and who repairs it (point 121 is of row 12). Numbers are never
-// reused. The release build compiles crash_point() to nothing. The checked
-// build
-// (-DPEGASHM_CHECKED, see tests/flavours.py) looks at the environment at each
-// pass:
-//   PEGASHM_CRASH=NUMBER:PASS[:stop][,...]  SIGKILL (or SIGSTOP) to itself the
-//   PASS-th time it passes NUMBER
-//                                           from when the variable got that
-//                                           value
-//   PEGASHM_CRASH_LOG=PATH                  append each number passed, a line
-//   each
-// tests/crash kills a real process at every point of every operation and fails
-// for a point none reaches.
+// A point stands right after the store that its name tells, and its number begins with the row of FORMAT.md,
+// "Who dies where", that says what others then see and who repairs it (point 121 is of row 12). Numbers are
+// never reused. The release build compiles crash_point() to nothing. The checked build (-DPEGASHM_CHECKED, see
+// tests/flavours.py) looks at the environment at each pass:
+//   PEGASHM_CRASH=NUMBER:PASS[:stop][,...]  SIGKILL (or SIGSTOP) to itself the PASS-th time it passes NUMBER
+//                                           from when the variable got that value
+//   PEGASHM_CRASH_LOG=PATH                  append each number passed, a line each
+// tests/crash kills a real process at every point of every operation and fails for a point none reaches.
 #pragma once
 
 #include <cstdint>
@@ -104,7 +96,15 @@ namespace pegashm {
   point(360, sums_cleared, 36, "checksums of the last life cleared, their layout not")        \
   point(361, sum_written, 36, "a part's checksum written, no layout")                         \
   point(362, sum_layout_written, 36, "the layout written")                                    \
-  point(370, damage_marked, 37, "a READY block marked as damaged")
+  point(370, damage_marked, 37, "a READY block marked as damaged")                            \
+  point(400, spill_key_written, 40, "a free spill record's key written")                      \
+  point(401, spill_fields_written, 40, "its fields written, not stored")                      \
+  point(410, spill_record_stored, 41, "spill record stored, no index entry")                  \
+  point(411, spill_entry_inserted, 41, "its index entry written")                             \
+  point(420, spill_record_freed, 42, "spill record free, its entry still there")              \
+  point(421, spill_entry_erased, 42, "its entry erased")                                      \
+  point(430, spill_unusable, 43, "no file counts")                                            \
+  point(431, spill_usable_written, 43, "other files count")
 // clang-format on
 
 enum class CrashPoint : uint16_t {
@@ -123,8 +123,7 @@ inline constexpr void crash_point(CrashPoint) noexcept {}
 
 #else
 
-// Passes of each point since PEGASHM_CRASH got its value. One process's own;
-// its threads take turns.
+// Passes of each point since PEGASHM_CRASH got its value. One process's own; its threads take turns.
 struct CrashPasses {
   std::mutex mutex;
   char wanted[128] = {};
@@ -173,4 +172,4 @@ inline void crash_point(CrashPoint point) noexcept {
 
 #endif
 
-} // namespace pegashm
+}  // namespace pegashm

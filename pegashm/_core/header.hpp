@@ -2,7 +2,7 @@
 //
 // format() runs in the supervisor, under its lock, on zeroed memory; the magic is its last store.
 // check() trusts nothing: every field is compared with what this build would have written for the same
-// three parameters, so that no later code meets a size or an offset that does not fit the file.
+// four parameters, so that no later code meets a size or an offset that does not fit the file.
 #pragma once
 
 #include <cstring>
@@ -51,6 +51,8 @@ inline void write_header(Header& header, const Geometry& geometry) noexcept {
   header.sums_offset = geometry.sums_offset;
   header.buckets_offset = geometry.buckets_offset;
   header.journal_offset = geometry.journal_offset;
+  header.spill_offset = geometry.spill_offset;
+  header.spill_record_count = geometry.spill_record_count;
 }
 
 // Over all that the creator writes once: bytes [16, checksum) and the arenas. Finds damage, not malice.
@@ -65,7 +67,7 @@ inline uint64_t header_checksum(const Header& header) noexcept {
     }
   };
   add(offsetof(Header, layout_signature), offsetof(Header, checksum));
-  add(offsetof(Header, arenas), offsetof(Header, reserved_3584));
+  add(offsetof(Header, arenas), offsetof(Header, transport_pid));
   return hash;
 }
 
@@ -100,7 +102,8 @@ inline HeaderFault check(const Header& header, uint64_t file_bytes, Geometry& ou
 
   Header copy;
   std::memcpy(&copy, &header, sizeof copy);  // judge one copy: another process may be writing
-  if (!plan_geometry(copy.segment_bytes, copy.block_bytes_min, copy.segment_count, out)) {
+  if (!plan_geometry(copy.segment_bytes, copy.block_bytes_min, copy.segment_count, out,
+                     copy.spill_record_count)) {
     return HeaderFault::inconsistent;
   }
   if (copy.checksum != header_checksum(copy)) return HeaderFault::inconsistent;

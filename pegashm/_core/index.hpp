@@ -1,5 +1,7 @@
 // Where is the block of a key? Two candidate buckets of one cache line each, no relocation, no tombstones.
 //
+// Blocks in memory and on SSD are listed alike (record numbers from record_count on are spill records), so
+// that one lookup sees both tiers.
 // An entry is a hint: the record's state, generation and whole key decide. So a lookup costs at most two
 // buckets plus the records whose fingerprint matches, whatever the fill. Any process may overwrite an
 // entry whose record has moved on; entries carry 16 bits of the generation, so that an old entry and a
@@ -67,7 +69,36 @@ inline Key read_key(const Block& block) noexcept {
 struct Found {
   uint64_t handle = 0;  // of a READY or CLAIMED record
   bool ready = false;
+  bool spilled = false;  // on SSD, in a file that is in use
 };
+
+// The spill record that an entry names; null when it names a block in memory, or nothing.
+inline SpillRecord* named_spill(const View& view, uint64_t entry) noexcept {
+  const uint32_t record = entry_record(entry);
+  const Geometry& geometry = view.geometry;
+  if (record < geometry.record_count ||
+      record - geometry.record_count >= geometry.spill_record_count) {
+    return nullptr;
+  }
+  return &view.spill(record - geometry.record_count);
+}
+
+// SYNC spill/find: the acquire load of the state makes its record's key visible; it is read again after
+// the key. Pairs with SpillTable::store().
+inline bool is_spilled(const View& view, uint64_t entry, const Key& key) noexcept {
+  const SpillRecord* const record = named_spill(view, entry);
+  if (record == nullptr) return false;
+  const uint64_t state = load_acquire(record->state);
+  if (!spill_stored(state) || (block_generation(state) & 0xFFFF) != entry_generation(entry) ||
+      spill_file(state) >= spill_file_count ||
+      (load_relaxed(view.header().spill_usable) >> spill_file(state) & 1) == 0) {  // SYNC none
+    return false;
+  }
+  for (uint32_t i = 0; i < key_words; ++i) {
+    if (load_acquire(record->key[i]) != key.words[i]) return false;
+  }
+  return load_acquire(record->identity) == key.identity && load_acquire(record->state) == state;
+}
 
 // SYNC publish/find: the acquire load of READY makes the claimer's key and payload visible.
 // Pairs with publish().
@@ -77,7 +108,10 @@ inline Found find_in_bucket(const View& view, uint64_t bucket, uint64_t fingerpr
     const uint64_t entry = load_acquire(word);
     if (entry_fingerprint(entry) != fingerprint) continue;
     const uint32_t record = entry_record(entry);
-    if (record >= view.geometry.record_count) continue;
+    if (record >= view.geometry.record_count) {
+      best.spilled = best.spilled || is_spilled(view, entry, key);
+      continue;
+    }
     const Block& block = view.block(record);
     const uint64_t state = load_acquire(block.state);
     const BlockTag tag = block_tag(state);
@@ -113,7 +147,12 @@ inline bool prefetch_record(const View& view, const Buckets& buckets) noexcept {
       const uint64_t entry = load_acquire(word);
       if (entry_fingerprint(entry) != buckets.fingerprint) continue;
       const uint32_t record = entry_record(entry);
-      if (record >= view.geometry.record_count) continue;
+      if (record >= view.geometry.record_count) {
+        const SpillRecord* const spilled = named_spill(view, entry);
+        if (spilled == nullptr) continue;
+        __builtin_prefetch(spilled);
+        return true;
+      }
       const Block& block = view.block(record);
       __builtin_prefetch(&block);
       __builtin_prefetch(block.pins);
@@ -126,7 +165,12 @@ inline bool prefetch_record(const View& view, const Buckets& buckets) noexcept {
 // Whether an entry's record has moved on, so that the entry may be overwritten.
 inline bool is_stale(const View& view, uint64_t entry) noexcept {
   const uint32_t record = entry_record(entry);
-  if (record >= view.geometry.record_count) return true;
+  if (record >= view.geometry.record_count) {
+    const SpillRecord* const spilled = named_spill(view, entry);
+    if (spilled == nullptr) return true;
+    const uint64_t state = load_acquire(spilled->state);
+    return !spill_stored(state) || (block_generation(state) & 0xFFFF) != entry_generation(entry);
+  }
   const uint64_t state = load_acquire(view.block(record).state);
   return block_tag(state) == BlockTag::free ||
          (block_generation(state) & 0xFFFF) != entry_generation(entry);

@@ -29,6 +29,7 @@ inline constexpr uint32_t entries_per_bucket = 8;
 inline constexpr uint32_t key_bytes_max = 32;
 inline constexpr uint32_t key_words = key_bytes_max / 8;
 inline constexpr uint32_t sum_count = 8;  // parts of a block that can have a checksum
+inline constexpr uint32_t spill_file_count = 64;
 
 struct ArenaEntry {
   uint64_t bytes;
@@ -68,12 +69,16 @@ struct Header {
   uint64_t journal_offset;
   uint64_t page_bytes;
   uint64_t sums_offset;
+  uint64_t spill_offset;
+  uint32_t spill_record_count;
+  uint32_t reserved_220;
   uint64_t checksum;
-  uint8_t reserved_216[40];
+  uint8_t reserved_232[24];
   uint64_t segments_ready;
   uint64_t supervisor_pid;
   uint64_t supervisor_started_at_ns;
-  uint8_t reserved_280[40];
+  uint64_t spill_usable;
+  uint8_t reserved_288[32];
   uint64_t access_clock;
   uint8_t reserved_328[56];
   uint64_t journal_head;
@@ -81,15 +86,22 @@ struct Header {
   uint64_t freed_clock;
   uint8_t reserved_456[56];
   ArenaEntry arenas[arena_count_max];
-  uint8_t reserved_3584[512];
+  uint64_t transport_pid;
+  uint64_t transport_started_at_ns;
+  uint32_t transport_path_bytes;
+  uint32_t reserved_3604;
+  char transport_path[104];
+  uint8_t reserved_3712[384];
 };
 static_assert(sizeof(Header) == 4096 && std::has_unique_object_representations_v<Header>);
 static_assert(offsetof(Header, region_id) == 24 && offsetof(Header, segment_count) == 80);
 static_assert(offsetof(Header, namespaces_offset) == 112 && offsetof(Header, page_bytes) == 192);
-static_assert(offsetof(Header, checksum) == 208 && offsetof(Header, reserved_216) == 216);
+static_assert(offsetof(Header, spill_offset) == 208 && offsetof(Header, checksum) == 224);
 static_assert(offsetof(Header, segments_ready) == 256 && offsetof(Header, access_clock) == 320);
 static_assert(offsetof(Header, journal_head) == 384 && offsetof(Header, freed_clock) == 448);
-static_assert(offsetof(Header, arenas) == 512 && offsetof(Header, reserved_3584) == 3584);
+static_assert(offsetof(Header, spill_usable) == 280 && offsetof(Header, arenas) == 512);
+static_assert(offsetof(Header, transport_pid) == 3584 && offsetof(Header, transport_path) == 3608);
+static_assert(offsetof(Header, reserved_3712) == 3712);
 
 struct NamespaceEntry {
   uint64_t state;  // generation:16 << 16 | tag:8
@@ -158,6 +170,23 @@ struct Sums {
 };
 static_assert(sizeof(Sums) == cache_line_bytes);
 
+// A block on SSD, as the index sees it. Numbered from record_count on; the first line is all a lookup reads.
+struct SpillRecord {
+  uint64_t state;  // tag:8 (0 free, 1 stored) | file:8 << 8 | generation:40 << 24
+  uint64_t key[key_words];
+  uint64_t identity;
+  uint64_t file_offset;
+  uint64_t payload_bytes;
+  uint64_t checksum;
+  uint64_t sum_layout;
+  uint64_t published_at_ns;
+  uint64_t sequence;
+  uint8_t reserved_96[32];
+};
+static_assert(sizeof(SpillRecord) == 2 * cache_line_bytes &&
+              offsetof(SpillRecord, checksum) == cache_line_bytes);
+static_assert(offsetof(SpillRecord, reserved_96) == 96);
+
 struct Bucket {
   uint64_t entries[entries_per_bucket];  // record:24 | generation:16 << 24 | fingerprint:24 << 40
 };
@@ -219,6 +248,7 @@ constexpr uint64_t compute_layout_signature() noexcept {
                                uint64_t{sizeof(Segment)},
                                uint64_t{sizeof(Block)},
                                uint64_t{sizeof(Sums)},
+                               uint64_t{sizeof(SpillRecord)},
                                uint64_t{sizeof(Bucket)},
                                uint64_t{sizeof(JournalEntry)},
                                uint64_t{offsetof(Block, identity)},
@@ -226,12 +256,16 @@ constexpr uint64_t compute_layout_signature() noexcept {
                                uint64_t{offsetof(Block, parts)},
                                uint64_t{offsetof(Block, sum_layout)},
                                uint64_t{offsetof(Header, sums_offset)},
+                               uint64_t{offsetof(Header, spill_offset)},
                                uint64_t{offsetof(Header, checksum)},
                                uint64_t{offsetof(Header, segments_ready)},
+                               uint64_t{offsetof(Header, spill_usable)},
                                uint64_t{offsetof(Header, access_clock)},
                                uint64_t{offsetof(Header, journal_head)},
                                uint64_t{offsetof(Header, freed_clock)},
-                               uint64_t{offsetof(Header, arenas)}}) {
+                               uint64_t{offsetof(Header, arenas)},
+                               uint64_t{offsetof(Header, transport_pid)},
+                               uint64_t{offsetof(Header, transport_path)}}) {
     hash = mix(hash, value);
   }
   return hash;
@@ -256,10 +290,12 @@ struct Geometry {
   uint64_t sums_offset;
   uint64_t buckets_offset;
   uint64_t journal_offset;
+  uint64_t spill_offset;
   uint64_t control_bytes;
   uint32_t segment_count;
   uint32_t records_per_segment;
   uint32_t record_count;
+  uint32_t spill_record_count;
 };
 
 constexpr uint64_t power_of_two_at_least(uint64_t value) noexcept {
@@ -268,9 +304,9 @@ constexpr uint64_t power_of_two_at_least(uint64_t value) noexcept {
   return power;
 }
 
-// Derives everything from three numbers. False when the format cannot hold such a region.
+// Derives everything from four numbers. False when the format cannot hold such a region.
 inline bool plan_geometry(uint64_t segment_bytes, uint64_t block_bytes_min, uint64_t segment_count,
-                          Geometry& out) noexcept {
+                          Geometry& out, uint64_t spill_record_count = 0) noexcept {
   constexpr uint64_t segment_bytes_max = uint64_t{1} << 36;  // stride_pages has 24 bits
   if (segment_bytes == 0 || segment_bytes % page_bytes_small != 0 ||
       segment_bytes > segment_bytes_max || block_bytes_min == 0 ||
@@ -280,7 +316,10 @@ inline bool plan_geometry(uint64_t segment_bytes, uint64_t block_bytes_min, uint
   }
   const uint64_t records_per_segment = round_up(segment_bytes / block_bytes_min, 64);
   const uint64_t record_count = records_per_segment * segment_count;
-  if (records_per_segment > record_count_max || record_count > record_count_max) return false;
+  if (records_per_segment > record_count_max || record_count > record_count_max ||
+      spill_record_count > record_count_max - record_count) {
+    return false;
+  }
 
   out = Geometry{};
   out.segment_bytes = segment_bytes;
@@ -288,9 +327,11 @@ inline bool plan_geometry(uint64_t segment_bytes, uint64_t block_bytes_min, uint
   out.segment_count = static_cast<uint32_t>(segment_count);
   out.records_per_segment = static_cast<uint32_t>(records_per_segment);
   out.record_count = static_cast<uint32_t>(record_count);
+  out.spill_record_count = static_cast<uint32_t>(spill_record_count);
   out.payload_bytes = segment_bytes * segment_count;
   // Half full at most: with two choices of eight entries, overflow is then a matter of astronomy.
-  out.bucket_count = power_of_two_at_least(record_count * 2 / entries_per_bucket);
+  out.bucket_count =
+      power_of_two_at_least((record_count + spill_record_count) * 2 / entries_per_bucket);
   const uint64_t journal_wanted = power_of_two_at_least(record_count);
   out.journal_entry_count =
       journal_wanted<1024 ? 1024 : journal_wanted>(1u << 18) ? (1u << 18) : journal_wanted;
@@ -312,6 +353,7 @@ inline bool plan_geometry(uint64_t segment_bytes, uint64_t block_bytes_min, uint
   out.sums_offset = place(sizeof(Sums) * record_count);
   out.buckets_offset = place(sizeof(Bucket) * out.bucket_count);
   out.journal_offset = place(sizeof(JournalEntry) * out.journal_entry_count);
+  out.spill_offset = place(sizeof(SpillRecord) * spill_record_count);
   out.control_bytes = end;
   return true;
 }

@@ -58,6 +58,10 @@ class Mender {
                        finding.seen, 0);
       case Invariant::bucket_room:
         return below(geometry.bucket_count) && clear_stale(where);
+      case Invariant::spill_record:
+        return below(geometry.spill_record_count) &&
+               replace(view_.spill(static_cast<uint32_t>(where)).state, finding.seen,
+                       spill_state(false, 0, block_generation(finding.seen)));
       case Invariant::resident_bytes:
       case Invariant::touched:
       case Invariant::free_bit:

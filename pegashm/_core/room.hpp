@@ -46,6 +46,10 @@ class RoomFinder {
   // Something became evictable in this very process: do not wait before looking again.
   void look_again() noexcept { retry_at_ns_ = 0; }
 
+  // The least recently used blocks of a stride, one by one: gather(), then next() until false.
+  void gather(uint64_t stride) noexcept { policy_.gather(view_, stride, 0); }
+  bool next(Candidate& out) noexcept { return policy_.next(view_, out); }
+
   // Evicts up to `wanted` least recently used blocks of a stride; returns how many.
   uint32_t evict_oldest(uint64_t stride, uint32_t wanted) noexcept {
     policy_.gather(view_, stride, 0);

@@ -93,4 +93,14 @@ inline bool segment_still(const View& view, uint32_t segment, uint64_t state) no
   return load_seq(view.segment(segment).state) == state;
 }
 
+// Free bits of the first `capacity` records of a segment: about how many can be claimed at once.
+inline uint32_t free_in_segment(const View& view, uint32_t segment, uint32_t capacity) noexcept {
+  uint32_t free = 0;
+  for (uint32_t base = 0; base < capacity; base += 64) {
+    const uint64_t bits = load_acquire(view.free_bits(view.first_record(segment) + base));
+    free += static_cast<uint32_t>(__builtin_popcountll(bits));
+  }
+  return free;
+}
+
 }  // namespace pegashm

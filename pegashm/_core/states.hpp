@@ -31,6 +31,16 @@ constexpr uint64_t next_generation(uint64_t generation) noexcept {
   return next == 0 ? 1 : next;
 }
 
+// -- spill records: tag:8 (0 free, 1 stored) | file:8 << 8 | generation:40 << 24 ---------------------
+constexpr uint64_t spill_state(bool stored, uint32_t file, uint64_t generation) noexcept {
+  return uint64_t{stored ? 1u : 0u} | uint64_t{file & 0xFF} << 8 |
+         (generation & generation_mask) << 24;
+}
+constexpr bool spill_stored(uint64_t state) noexcept { return (state & 0xFF) == 1; }
+constexpr uint32_t spill_file(uint64_t state) noexcept {
+  return static_cast<uint32_t>(state >> 8 & 0xFF);
+}
+
 // -- segments: tag:8 | owner:8 << 8 | epoch:24 << 16 | stride_pages:24 << 40 ------------------------
 enum class SegmentTag : uint8_t { unassigned = 0, assigned = 1, changing = 2 };
 

@@ -42,6 +42,9 @@ struct View {
     return at<uint64_t>(geometry.touches_offset, record);
   }
   Sums& sums(uint32_t record) const noexcept { return at<Sums>(geometry.sums_offset, record); }
+  SpillRecord& spill(uint32_t index) const noexcept {
+    return at<SpillRecord>(geometry.spill_offset, index);
+  }
   Bucket& bucket(uint64_t index) const noexcept {
     return at<Bucket>(geometry.buckets_offset, index);
   }

@@ -22,7 +22,12 @@ CREATED_AT_NS = 0x1122_3344_5566_7788
 ARENAS = (("/dev/shm/pegashm.golden.arena0", 2, 0), ("/dev/shm/pegashm.golden.arena1", 1, -1))
 SEGMENT_BYTES, BLOCK_BYTES_MIN = 65536, 4096
 HEADER = fields_of("Header")
-NUMBERS = [field for field in HEADER if field.name not in ("region_id", "arenas", "reserved")]
+NUMBERS = [
+    field
+    for field in HEADER
+    if field.name not in ("region_id", "arenas", "reserved")
+    and not field.name.startswith("transport_path")
+]
 
 
 def formatted() -> bytearray:
@@ -134,6 +139,7 @@ def test_tables_lie_one_after_another() -> None:
         "sums": records * 64,
         "buckets": stranger.number("bucket_count") * 64,
         "journal": stranger.number("journal_entry_count") * 64,
+        "spill": stranger.number("spill_record_count") * 128,
     }
     end = _native.HEADER_BYTES
     for table, size in tables.items():
@@ -165,6 +171,7 @@ def test_header_info_reads_arenas_where_the_document_has_them() -> None:
     seen = [(a["bytes"], a["numa_node"], a["path"]) for a in info["arenas"]]
     assert [(count * SEGMENT_BYTES, node, path) for path, count, node in ARENAS] == seen
     assert REGION_ID == info["region_id"]
+    assert "" == info["transport_path"]
     assert ARENA_BYTES * 16 == next(f.size for f in HEADER if f.name == "arenas")
 
 

@@ -103,9 +103,9 @@ def bit(record_of: Callable[[Hand], int], on: bool) -> Planting:
 
 
 RESERVED = (
-    at(216), at(280), at(328), at(392), at(456), at(3584), table("namespaces", 80),
+    at(216 + 16), at(288), at(328), at(392), at(456), at(3712), table("namespaces", 80),
     table("clients", 40), table("counter_values", 8), table("segments", 8), table("blocks", 112),
-    table("journal", 24),
+    table("journal", 24), table("spill", 96),
 )  # fmt: skip
 
 PLANTINGS: dict[int, list[Planting]] = {
@@ -175,4 +175,11 @@ PLANTINGS: dict[int, list[Planting]] = {
     24: [bit(lambda hand: hand.ready[0], on=True)],
     25: [moved, word(lambda hand: hand.entry(5), 0xFFFFFF | 1 << 24 | 1 << 40)],
     26: [clogged],
+    28: [
+        changed(lambda hand: hand.spill(0), lambda state: state | 0x30),
+        changed(lambda hand: hand.spill(0), lambda state: state | 200 << 8),
+        word(lambda hand: hand.spill(1, 48), 77),
+        word(lambda hand: hand.spill(2, 40), 0),
+        changed(lambda hand: hand.spill(3, 8), lambda key: key ^ 1),
+    ],
 }  # fmt: skip

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pegashm import _native
 from pegashm.arena import Arena
 from pegashm.cache import Cache
 from pegashm.keys import namespace_of
 from pegashm.names import control_path
 
-from tests.arenas import temporary_arena
+from tests.arenas import Shape, temporary_arena
 
 __all__ = ["BLOCKS", "FENCE", "PAYLOAD_BYTES", "Hand", "filled", "key_of", "stamp_of", "works"]
 
@@ -26,6 +27,8 @@ FENCE = namespace_of({"model": "fsck"}, label="fsck")
 PAYLOAD_BYTES = 4096
 BLOCKS = 64  # that the default shape holds
 READY = 40
+SPILL_RECORDS = 16
+SPILLED = 6
 
 
 def key_of(number: int) -> bytes:
@@ -38,11 +41,25 @@ def stamp_of(key: bytes) -> bytes:
 
 @contextlib.contextmanager
 def filled() -> Iterator[Arena]:
-    """An arena that its only client has left with 40 READY blocks in 3 of 4 segments."""
-    with temporary_arena() as arena:
+    """An arena that its only client has left with 40 READY blocks in 3 of 4 segments, and some on SSD."""
+    with temporary_arena(Shape(spill_records=SPILL_RECORDS)) as arena:
         with Cache.attach(arena.name, namespace=FENCE, label="filler") as cache:
             put(cache, [key_of(number) for number in range(1, READY + 1)])
+            list_spilled(arena, cache.namespace_id)
         yield arena
+
+
+def list_spilled(arena: Arena, namespace_id: int) -> None:
+    """Blocks of which only the table says that they are on SSD."""
+    rows = np.zeros(SPILLED, dtype=_native.SPILL_FIELDS)
+    rows["key"][:, 31] = np.arange(SPILLED) + 1
+    rows["key"][:, 0] = 1
+    rows["key_bytes"], rows["namespace_id"], rows["payload_bytes"] = 32, namespace_id, PAYLOAD_BYTES
+    rows["file_offset"] = np.arange(SPILLED) * 4096
+    table = _native.SpillTable(arena.region)
+    table.clear()
+    assert table.store(rows).all()
+    table.set_usable(1)
 
 
 def put(cache: Cache, keys: list[bytes]) -> int:
@@ -104,6 +121,9 @@ class Hand:
 
     def block(self, record: int, field: int = 0) -> int:
         return int(self.header["blocks_offset"]) + 128 * record + field
+
+    def spill(self, index: int, field: int = 0) -> int:
+        return int(self.header["spill_offset"]) + 128 * index + field
 
     def touch(self, record: int) -> int:
         return int(self.header["touches_offset"]) + 8 * record

@@ -1,0 +1,206 @@
+// Which blocks lie on SSD? The table that makes them visible to every lookup, and its one writer.
+//
+// A table of hints: the file describes itself, and a payload read from it is verified before anybody uses
+// it. So the table needs no repair. Whoever holds the kernel lock of the transport worker writes it, and
+// begins with clear(); engines only read it, in find_key(). A record is written while it is free, then its
+// state is stored, then its index entry; taking it out goes the other way round. Death rows 40 to 42.
+#pragma once
+
+#include <cstdlib>
+#include <mutex>
+
+#include "crash.hpp"
+#include "index.hpp"
+
+namespace pegashm {
+
+// What is stored of one block on SSD.
+struct Spilled {
+  Key key;
+  uint32_t file;
+  uint64_t file_offset;
+  uint64_t payload_bytes;
+  uint64_t checksum;
+  uint64_t sum_layout;
+  uint64_t published_at_ns;
+  uint64_t sequence;
+};
+
+class SpillTable {
+ public:
+  static constexpr uint32_t none = ~uint32_t{0};
+
+  explicit SpillTable(const View& view) noexcept
+      : view_(view),
+        free_(static_cast<uint32_t*>(
+            std::malloc((view.geometry.spill_record_count + 1) * sizeof(uint32_t)))) {}
+  ~SpillTable() { std::free(free_); }
+  SpillTable(const SpillTable&) = delete;
+  SpillTable& operator=(const SpillTable&) = delete;
+
+  bool valid() const noexcept { return free_ != nullptr; }
+  uint32_t capacity() const noexcept { return view_.geometry.spill_record_count; }
+  uint32_t size() const noexcept {
+    const std::lock_guard guard(mutex_);
+    return capacity() - free_count_;
+  }
+
+  // Forgets everything. First of all: what a former writer left is not believed.
+  void clear() noexcept {
+    const std::lock_guard guard(mutex_);
+    store_release(view_.header().spill_usable, 0);
+    crash_point(CrashPoint::spill_unusable);
+    free_count_ = 0;
+    for (uint32_t index = capacity(); index-- > 0;) {
+      if (spill_stored(load_acquire(view_.spill(index).state))) take_out(index);
+      free_[free_count_++] = index;
+    }
+  }
+
+  // Which files' records count: bit f for file f.
+  void set_usable(uint64_t files) noexcept {
+    store_release(view_.header().spill_usable, files);
+    crash_point(CrashPoint::spill_usable_written);
+  }
+
+  // Makes a block on SSD findable; an older one of the same key gives way. The record's index, or `none`
+  // when the table or both buckets are full.
+  uint32_t store(const Spilled& block) noexcept {
+    const std::lock_guard guard(mutex_);
+    const Buckets buckets = buckets_of(view_.geometry, block.key);
+    const uint32_t older = look_up(block.key, buckets);
+    if (older != none) give_back(older);
+    if (free_count_ == 0) return none;
+    const uint32_t index = free_[free_count_ - 1];
+    SpillRecord& record = view_.spill(index);
+    // Bounded for the sake of who reads a damaged word: a generation of 0 names no life.
+    const uint64_t generation = next_generation(block_generation(load_acquire(record.state)));
+    for (uint32_t i = 0; i < key_words; ++i) store_release(record.key[i], block.key.words[i]);
+    store_release(record.identity, block.key.identity);
+    crash_point(CrashPoint::spill_key_written);
+    store_release(record.file_offset, block.file_offset);
+    store_release(record.payload_bytes, block.payload_bytes);
+    store_release(record.checksum, block.checksum);
+    store_release(record.sum_layout, block.sum_layout);
+    store_release(record.published_at_ns, block.published_at_ns);
+    store_release(record.sequence, block.sequence);
+    crash_point(CrashPoint::spill_fields_written);
+    // SYNC spill/find: release, after all that a reader compares. Pairs with is_spilled().
+    store_release(record.state, spill_state(true, block.file, generation));
+    crash_point(CrashPoint::spill_record_stored);
+    if (!insert_entry(view_, buckets, handle_of(index, generation))) {
+      store_release(record.state, spill_state(false, 0, generation));
+      return none;
+    }
+    crash_point(CrashPoint::spill_entry_inserted);
+    --free_count_;
+    return index;
+  }
+
+  // The index of a key's record, with what it says in `out`; `none` when there is none.
+  uint32_t find(const Key& key, Spilled& out) const noexcept {
+    const std::lock_guard guard(mutex_);
+    const uint32_t index = look_up(key, buckets_of(view_.geometry, key));
+    if (index == none) return none;
+    read(index, out);
+    return index;
+  }
+
+  // Takes a key's record out if it still says that the block lies there. True when it did.
+  bool forget(const Spilled& block) noexcept {
+    const std::lock_guard guard(mutex_);
+    const uint32_t index = look_up(block.key, buckets_of(view_.geometry, block.key));
+    if (index == none) return false;
+    Spilled present;
+    read(index, present);
+    if (present.file != block.file || present.file_offset != block.file_offset ||
+        present.sequence != block.sequence) {
+      return false;
+    }
+    give_back(index);
+    return true;
+  }
+
+  // Takes out all records of a file in [first, end); how many.
+  uint32_t drop(uint32_t file, uint64_t first, uint64_t end) noexcept {
+    const std::lock_guard guard(mutex_);
+    uint32_t dropped = 0;
+    for (uint32_t index = 0; index < capacity(); ++index) {
+      const SpillRecord& record = view_.spill(index);
+      const uint64_t state = load_acquire(record.state);
+      if (!spill_stored(state) || spill_file(state) != file) continue;
+      const uint64_t offset = load_acquire(record.file_offset);
+      if (offset < first || offset >= end) continue;
+      give_back(index);
+      ++dropped;
+    }
+    return dropped;
+  }
+
+ private:
+  uint64_t handle_of(uint32_t index, uint64_t generation) const noexcept {
+    return make_handle(view_.geometry.record_count + index, generation);
+  }
+
+  static Key key_of(const SpillRecord& record) noexcept {
+    Key key;
+    for (uint32_t i = 0; i < key_words; ++i) key.words[i] = load_acquire(record.key[i]);
+    key.identity = load_acquire(record.identity);
+    return key;
+  }
+
+  // As is_spilled(), but of files that are out of use as well: they are the writer's to keep.
+  uint32_t look_up(const Key& key, const Buckets& buckets) const noexcept {
+    for (const uint64_t bucket : {buckets.first, buckets.second}) {
+      for (uint64_t& word : view_.bucket(bucket).entries) {
+        const uint64_t entry = load_acquire(word);
+        if (entry_fingerprint(entry) != buckets.fingerprint) continue;
+        const SpillRecord* const record = named_spill(view_, entry);
+        if (record == nullptr) continue;
+        const uint64_t state = load_acquire(record->state);
+        if (!spill_stored(state) || (block_generation(state) & 0xFFFF) != entry_generation(entry)) {
+          continue;
+        }
+        const Key there = key_of(*record);
+        if (std::memcmp(&there, &key, sizeof key) == 0) {
+          return entry_record(entry) - view_.geometry.record_count;
+        }
+      }
+    }
+    return none;
+  }
+
+  void read(uint32_t index, Spilled& out) const noexcept {
+    const SpillRecord& record = view_.spill(index);
+    out.key = key_of(record);
+    out.file = spill_file(load_acquire(record.state));
+    out.file_offset = load_acquire(record.file_offset);
+    out.payload_bytes = load_acquire(record.payload_bytes);
+    out.checksum = load_acquire(record.checksum);
+    out.sum_layout = load_acquire(record.sum_layout);
+    out.published_at_ns = load_acquire(record.published_at_ns);
+    out.sequence = load_acquire(record.sequence);
+  }
+
+  // The state goes first: from then on no lookup believes the entry.
+  void take_out(uint32_t index) noexcept {
+    SpillRecord& record = view_.spill(index);
+    const uint64_t generation = block_generation(load_acquire(record.state));
+    const Buckets buckets = buckets_of(view_.geometry, key_of(record));
+    store_release(record.state, spill_state(false, 0, generation));
+    crash_point(CrashPoint::spill_record_freed);
+    erase_entry(view_, buckets, handle_of(index, generation));
+    crash_point(CrashPoint::spill_entry_erased);
+  }
+  void give_back(uint32_t index) noexcept {
+    take_out(index);
+    if (free_count_ < capacity()) free_[free_count_++] = index;
+  }
+
+  const View view_;
+  uint32_t* const free_;
+  uint32_t free_count_ = 0;
+  mutable std::mutex mutex_;
+};
+
+}  // namespace pegashm

@@ -1,0 +1,672 @@
+"""How do blocks get into one spill file, and out again?
+
+The log grows at its head: `append` packs blocks into frames and writes them behind the last one. When the head's
+region is full, the caller forgets the records of the region that comes next (`next_region`) and takes it
+(`advance`), which is refused while somebody still reads from it. A record returned by `append` is in the file
+for whoever opens it after the death of this process; a power loss may cost those since the last sync, which a
+thread of this file's own makes when a region is full and `sync_seconds` after the first write that is not synced.
+
+One thread appends, any number fetch. Nothing here waits but for the device: a device that hangs holds its callers,
+`waiting_seconds` tells others. Errors are outcomes, counted in `counters`; after several in a row the
+file says so (`readable`, `writable`), and `probe` asks it again. Knows nothing of arenas or the index: blocks are
+addresses, records are rows (`format.BLOCK_FIELDS`, `format.RECORD_FIELDS`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from pegashm._native import DiskTransfer
+from pegashm.spill.checksums import checksum_at, seeds_of
+from pegashm.spill.disk import PIECE_BYTES, THREADS, Disk, Pages
+from pegashm.spill.format import (
+    BLOCK_FIELDS,
+    PAGE_BYTES,
+    RECORD_FIELDS,
+    RECORDS_PER_FRAME,
+    FramePlace,
+    RegionHeader,
+    SpillNamespace,
+    Superblock,
+    pack_frame,
+    pack_region_header,
+    pack_superblock,
+    strides_of,
+)
+from pegashm.spill.opening import open_or_create
+from pegashm.spill.scan import Lot, read_chains, read_lots, read_regions
+
+__all__ = ["Advance", "Append", "Appended", "Fetch", "NextRegion", "SpillFile"]
+
+ERRORS_IN_A_ROW: Final = 3
+SYNC_SECONDS: Final = 5.0
+# Payload is hashed and handed to the threads in shares of this size, so that both go on at once.
+_SHARE_BYTES: Final = 4 << 20
+_UNDER_WAY_BYTES: Final = 32 << 20
+_FRAMES_UNDER_WAY: Final = 64
+
+_log = logging.getLogger("pegashm")
+
+Rows = NDArray[Any]
+Words = NDArray[np.uint64]
+
+
+class Append(Enum):
+    """How an append ended."""
+
+    DONE = "done"  # all blocks are in the file
+    REGION_FULL = "region full"  # those returned are; for the others take the next region
+    FAILED = "failed"  # those returned are; the device refused a write, or has before
+
+
+class Advance(Enum):
+    """What came of taking the next region."""
+
+    DONE = "done"
+    BUSY = "busy"  # somebody reads from it: try again
+    FAILED = "failed"  # its header could not be written
+
+
+class Fetch(IntEnum):
+    """What became of one record, as a byte of an array."""
+
+    OK = 0
+    STALE = 1  # its region has been used again: there is no such record any more
+    FAILED = 2  # the device did not give it
+    DAMAGED = 3  # other bytes than were stored
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Rows (RECORD_FIELDS) of the first blocks given, as many as are in the file now."""
+
+    records: Rows
+    outcome: Append
+    errno: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NextRegion:
+    """What `advance` will overwrite: all records with this sequence (0: nothing)."""
+
+    region: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """One frame of an append: which of its rows, and what is being written."""
+
+    rows: slice
+    transfers: list[DiskTransfer]
+
+
+DiskMaker = Callable[..., Disk]
+
+
+class SpillFile:
+    """One spill file, open for writing and locked. Close it, or the kernel drops the lock when we end."""
+
+    def __init__(
+        self,
+        path: str,
+        disk: Disk,
+        superblock: Superblock,
+        *,
+        sync_seconds: float = SYNC_SECONDS,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.path = path
+        self.superblock = superblock
+        self.counters: dict[str, int] = dict.fromkeys(_COUNTERS, 0)
+        self._disk = disk
+        self._now_ns = now_ns
+        self._sync_seconds = sync_seconds
+        self._pages = Pages(_FRAMES_UNDER_WAY)
+        self._appending = threading.Lock()
+        self._state = threading.Lock()  # over readers, sequences, counters and errors in a row
+        self._readers = np.zeros(superblock.region_count, np.uint32)
+        self._sequences = np.zeros(superblock.region_count, np.uint64)
+        self._read_errors = 0
+        self._write_errors = 0
+        self._adopt()
+
+        self._closing = False
+        self._sync_wanted = threading.Condition(self._state)
+        self._dirty_since: float | None = None
+        self._sealed = False
+        self._syncing = threading.Lock()
+        self._syncer = threading.Thread(
+            target=self._sync_when_due, name=f"sync {os.path.basename(path)}", daemon=True
+        )
+        self._syncer.start()
+
+    @classmethod
+    def open_or_create(
+        cls,
+        path: str,
+        size_bytes: int,
+        *,
+        region_bytes: int | None = None,
+        threads: int = THREADS,
+        piece_bytes: int = PIECE_BYTES,
+        sync_seconds: float = SYNC_SECONDS,
+        make_disk: DiskMaker = Disk,
+    ) -> Self:
+        """Open the file, making it first where there is none. Errors as from `opening.open_or_create`."""
+        opened = open_or_create(path, size_bytes, region_bytes=region_bytes)
+        disk = make_disk(
+            opened.descriptor, direct=opened.direct, threads=threads, piece_bytes=piece_bytes
+        )
+        try:
+            return cls(path, disk, opened.superblock, sync_seconds=sync_seconds)
+        except BaseException:
+            disk.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self, patience_seconds: float = 5.0) -> bool:
+        """Sync and close. False when the device hangs: then the lock is held until the process ends."""
+        with self._sync_wanted:
+            self._closing = True
+            self._sync_wanted.notify_all()
+        self._syncer.join(patience_seconds)
+        return not self._syncer.is_alive() and self._disk.close(patience_seconds)
+
+    # -- what is in it ---------------------------------------------------------------------------
+
+    def records(self) -> Iterator[Lot]:
+        """All that can be found in the file, in log order: of two records of one key the later one counts."""
+        order = np.argsort(self._sequences, kind="stable").tolist()
+        headers = [
+            RegionHeader(region, int(self._sequences[region]), 0)
+            for region in order
+            if self._sequences[region]
+        ]
+        yield from read_lots(self._disk, self.superblock, headers)
+
+    @property
+    def sequence(self) -> int:
+        """Of the region at the head of the log; 0 in a new file."""
+        return self._sequence
+
+    @property
+    def regions_used(self) -> int:
+        return int((self._sequences != 0).sum())
+
+    @property
+    def direct(self) -> bool:
+        """Whether bytes go past the page cache."""
+        return self._disk.direct
+
+    @property
+    def readable(self) -> bool:
+        return self._read_errors < ERRORS_IN_A_ROW
+
+    @property
+    def writable(self) -> bool:
+        return self._write_errors < ERRORS_IN_A_ROW
+
+    @property
+    def waiting_seconds(self) -> float:
+        """How long the oldest unfinished transfer has been under way: a device that hangs shows here."""
+        return self._disk.waiting_seconds
+
+    @property
+    def amplification(self) -> float:
+        """Bytes written for each byte of payload; 1.0 while nothing was."""
+        payload = self.counters["payload_bytes_written"]
+        return self.counters["bytes_written"] / payload if payload else 1.0
+
+    # -- the head of the log ---------------------------------------------------------------------
+
+    def append(self, namespace: SpillNamespace, blocks: Rows) -> Appended:
+        """Write blocks (BLOCK_FIELDS) behind the last frame; their memory must not change meanwhile.
+
+        ValueError for a block that no region can hold, that is empty, or whose key is.
+        """
+        _check(blocks, self.superblock)
+        with self._appending:
+            if not self.writable:
+                return Appended(np.zeros(0, RECORD_FIELDS), Append.FAILED, errno.EIO)
+            return self._append(namespace, blocks)
+
+    def next_region(self) -> NextRegion:
+        """The region that `advance` takes."""
+        region = (self._region + 1) % self.superblock.region_count
+        return NextRegion(region, int(self._sequences[region]))
+
+    def advance(self) -> Advance:
+        """Take the next region. First make sure that nobody finds its records any more."""
+        with self._appending:
+            if not self.writable:
+                return Advance.FAILED
+            region = self.next_region().region
+            with self._state:
+                if self._readers[region]:
+                    self.counters["busy"] += 1
+                    return Advance.BUSY
+                self._sequences[region] = 0  # from here on its records are STALE
+            sequence = self._sequence_next
+            self._sequence_next += 1
+            self._region = region
+            self._end = self.superblock.region_end(region)  # until the header is there: full
+            header = RegionHeader(region, sequence, self._now_ns())
+            self._pages.rows[0] = np.frombuffer(
+                pack_region_header(self.superblock.file_id, header), np.uint8
+            )
+            start = self.superblock.region_start(region)
+            errors = self._disk.transfer(
+                np.array([start], np.uint64),
+                self._pages.addresses(1),
+                np.array([PAGE_BYTES], np.uint64),
+                write=True,
+            )
+            if self._note_writes(int(errors[0]), PAGE_BYTES, seal=True):
+                return Advance.FAILED
+            self._end = start + PAGE_BYTES
+            self._number = 0
+            self._sequence = sequence
+            with self._state:
+                self._sequences[region] = sequence
+                self.counters["regions"] += 1
+            return Advance.DONE
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def fetch(
+        self, records: Rows, addresses: Words, fingerprints: bytes | Sequence[bytes]
+    ) -> NDArray[np.uint8]:
+        """Read records (RECORD_FIELDS) to page-aligned addresses and verify them: a `Fetch` for each.
+
+        Memory is written up to the next multiple of 4 KiB behind the payload. Where the outcome is not OK
+        it may hold anything. `fingerprints`: of the records' namespaces, one for all or one each.
+        """
+        return self._fetch(records, addresses, seeds_of(fingerprints, records))
+
+    def read(self, records: Rows, addresses: Words) -> NDArray[np.uint8]:
+        """As `fetch`, without looking at the bytes."""
+        return self._fetch(records, addresses, None)
+
+    # -- health ----------------------------------------------------------------------------------
+
+    def sync(self) -> bool:
+        """Make what was written so far outlast a power loss, now. False when the device refused."""
+        with self._syncing:
+            with self._state:
+                self._dirty_since = None
+                self._sealed = False
+            started = time.perf_counter_ns()
+            try:
+                self._disk.sync()
+            except OSError as error:
+                self._note_writes(error.errno or errno.EIO, 0)
+                return False
+            with self._state:
+                self.counters["syncs"] += 1
+                self.counters["sync_ns"] += time.perf_counter_ns() - started
+            return True
+
+    def probe(self) -> bool:
+        """Ask a file that failed again: read its first page. Where that is right, it may be used again."""
+        page = Pages(1)
+        errors = self._disk.transfer(
+            np.zeros(1, np.uint64),
+            page.addresses(1),
+            np.array([PAGE_BYTES], np.uint64),
+            write=False,
+        )
+        right = not errors[0] and page.rows.tobytes() == pack_superblock(self.superblock)
+        if right:
+            with self._state:
+                self._read_errors = self._write_errors = 0
+        return right
+
+    # -- opening ---------------------------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        """Find the head: the newest region, and the end of its chain. New frames go there."""
+        regions = read_regions(self._disk, self.superblock)
+        self.counters["read_errors"] += regions.unreadable
+        order = regions.in_log_order()
+        for header in order:
+            self._sequences[header.region_index] = header.sequence
+        self._sequence = order[-1].sequence if order else 0
+        self._sequence_next = self._sequence + 1
+        self._region = order[-1].region_index if order else -1
+        self._end = self._number = 0
+        if order:
+            (head,) = read_chains(self._disk, self.superblock, order[-1:])
+            self._end, self._number = head.end, head.frames
+
+    # -- appending -------------------------------------------------------------------------------
+
+    def _append(self, namespace: SpillNamespace, blocks: Rows) -> Appended:
+        records = np.zeros(len(blocks), RECORD_FIELDS)
+        for name in _SHARED:
+            records[name] = blocks[name]
+        records["sequence"] = self._sequence
+        strides = strides_of(records["payload_bytes"])
+        seeds = seeds_of(namespace.fingerprint, blocks)
+        addresses: list[int] = blocks["address"].tolist()
+        queue: deque[tuple[DiskTransfer, int]] = deque()
+        frames: list[_Frame] = []
+        done = 0
+        while done < len(blocks) and len(frames) < _FRAMES_UNDER_WAY:
+            count = self._fitting(strides[done : done + RECORDS_PER_FRAME])
+            if count == 0:
+                break
+            rows = slice(done, done + count)
+            frame = self._start_frame(
+                namespace, records, rows, strides, seeds, addresses, len(frames), queue
+            )
+            frames.append(frame)
+            done += count
+        return self._finish(records, frames, strides, everything=done == len(blocks))
+
+    def _fitting(self, strides: Words) -> int:
+        """How many of these fit behind the last frame, with a page for themselves."""
+        if self._region < 0:
+            return 0
+        room = self.superblock.region_end(self._region) - self._end - PAGE_BYTES
+        return int((np.cumsum(strides) <= room).sum()) if room > 0 else 0
+
+    def _start_frame(
+        self,
+        namespace: SpillNamespace,
+        records: Rows,
+        rows: slice,
+        strides: Words,
+        seeds: list[int],
+        addresses: list[int],
+        slot: int,
+        queue: deque[tuple[DiskTransfer, int]],
+    ) -> _Frame:
+        """Hash and start writing one frame, in shares; its page goes with the last of them."""
+        mine, sizes = records[rows], strides[rows]
+        ends = np.cumsum(sizes)
+        mine["file_offset"] = np.uint64(self._end + PAGE_BYTES) + ends - sizes
+        nbytes = PAGE_BYTES + int(ends[-1])
+        place = FramePlace(
+            region_index=self._region,
+            sequence=self._sequence,
+            offset=self._end,
+            number=self._number,
+            nbytes=nbytes,
+        )
+        frame = _Frame(rows, [])
+        cuts = _shares(ends)
+        for first, last in cuts:
+            share = slice(first, last)
+            self._hash(mine[share], seeds[rows][share], addresses[rows][share])
+            offsets = mine["file_offset"][share]
+            where = np.array(addresses[rows][share], np.uint64)
+            lengths = sizes[share]
+            if last == len(mine):
+                page = pack_frame(self.superblock.file_id, place, namespace, mine)
+                self._pages.rows[slot] = np.frombuffer(page, np.uint8)
+                page_at = np.uint64(self._pages.address + slot * PAGE_BYTES)
+                offsets = np.concatenate([[np.uint64(self._end)], offsets])
+                where = np.concatenate([[page_at], where])
+                lengths = np.concatenate([[np.uint64(PAGE_BYTES)], lengths])
+            while queue and sum(size for _, size in queue) > _UNDER_WAY_BYTES:
+                queue.popleft()[0].wait()
+            transfer = self._disk.start(offsets, where, lengths, write=True)
+            frame.transfers.append(transfer)
+            queue.append((transfer, int(lengths.sum())))
+        self._end += nbytes
+        self._number += 1
+        return frame
+
+    @staticmethod
+    def _hash(records: Rows, seeds: list[int], addresses: list[int]) -> None:
+        known = records["checksum"].tolist()
+        sizes = records["payload_bytes"].tolist()
+        records["checksum"] = [
+            checksum or checksum_at(address, size, seed)
+            for checksum, address, size, seed in zip(known, addresses, sizes, seeds, strict=True)
+        ]
+
+    def _finish(
+        self, records: Rows, frames: Sequence[_Frame], strides: Words, *, everything: bool
+    ) -> Appended:
+        """Wait for all; what stands behind a frame that failed cannot be found again, so it is not returned."""
+        kept = 0
+        failure = 0
+        for frame in frames:
+            errors = np.concatenate([transfer.wait(helping=True) for transfer in frame.transfers])
+            wrong = errors[errors != 0]
+            if failure == 0 and len(wrong):
+                failure = int(wrong[0])
+            if failure == 0:
+                kept = frame.rows.stop
+                with self._state:
+                    self.counters["frames"] += 1
+        written = int(strides[:kept].sum()) + PAGE_BYTES * len(frames)
+        self._note_writes(failure, written, int(records["payload_bytes"][:kept].sum()), kept)
+        if failure:
+            self._end = self.superblock.region_end(self._region)  # nothing more goes in here
+            return Appended(records[:kept], Append.FAILED, failure)
+        if everything:
+            return Appended(records, Append.DONE)
+        if len(frames) == _FRAMES_UNDER_WAY:
+            return Appended(records[:kept], Append.DONE)
+        return Appended(records[:kept], Append.REGION_FULL)
+
+    def _note_writes(
+        self, error: int, nbytes: int, payload_bytes: int = 0, records: int = 0, *, seal: bool = False
+    ) -> int:
+        """Count what was written or failed, and let the syncer know. Returns the error."""
+        with self._sync_wanted if error == 0 else self._state:
+            self.counters["bytes_written"] += nbytes
+            self.counters["payload_bytes_written"] += payload_bytes
+            self.counters["records_written"] += records
+            if error:
+                self.counters["write_errors"] += 1
+                self._write_errors += 1
+                errors = self._write_errors
+            else:
+                self._write_errors = 0
+                if self._dirty_since is None and nbytes:
+                    self._dirty_since = time.monotonic()
+                self._sealed |= seal
+                self._sync_wanted.notify_all()
+        if error:
+            _log.error(
+                "spill file %s: a write failed: %s%s",
+                self.path,
+                os.strerror(error),
+                _OUT_OF_USE if errors == ERRORS_IN_A_ROW else "",
+            )
+        return error
+
+    # -- fetching --------------------------------------------------------------------------------
+
+    def _fetch(self, records: Rows, addresses: Words, seeds: list[int] | None) -> NDArray[np.uint8]:
+        outcomes = np.full(len(records), Fetch.STALE, np.uint8)
+        with self._reading(records) as held:
+            # In the order of the file: neighbours are read together, whatever order was asked for.
+            order = held[np.argsort(records["file_offset"][held], kind="stable")]
+            sizes = strides_of(records["payload_bytes"][order])
+            shares = [order[first:last] for first, last in _shares(np.cumsum(sizes))]
+            transfers = [
+                self._disk.start(
+                    records["file_offset"][share],
+                    addresses[share],
+                    strides_of(records["payload_bytes"][share]),
+                    write=False,
+                )
+                for share in shares
+            ]
+            failures: list[int] = []
+            for share, transfer in zip(shares, transfers, strict=True):
+                errors = transfer.wait(helping=True)
+                outcomes[share] = np.where(errors != 0, Fetch.FAILED, Fetch.OK)
+                failures += errors[errors != 0].tolist()
+                if seeds is not None:
+                    good = share[errors == 0]
+                    outcomes[good] = _verified(records[good], addresses[good], seeds, good)
+        self._note_reads(records, outcomes, failures)
+        return outcomes
+
+    @contextlib.contextmanager
+    def _reading(self, records: Rows) -> Iterator[NDArray[np.int64]]:
+        """Which of the records are still there; their regions are kept from being used again meanwhile."""
+        block = self.superblock
+        offsets: Words = records["file_offset"]
+        inside = (offsets >= np.uint64(2 * PAGE_BYTES)) & (offsets < np.uint64(block.file_bytes))
+        regions = block.region_of(np.where(inside, offsets, np.uint64(PAGE_BYTES)))
+        inside &= regions < block.region_count
+        regions[~inside] = 0
+        ends = (regions + np.uint64(1)) * np.uint64(block.region_bytes) + np.uint64(PAGE_BYTES)
+        sizes = records["payload_bytes"]
+        inside &= (sizes >= 1) & (sizes <= np.uint64(block.payload_bytes_max))
+        inside &= strides_of(np.where(inside, sizes, np.uint64(1))) <= ends - np.where(
+            inside, offsets, ends
+        )
+        inside &= records["sequence"] != 0
+        with self._state:
+            held = np.flatnonzero(inside & (self._sequences[regions] == records["sequence"]))
+            used = np.unique(regions[held])
+            self._readers[used] += 1
+        try:
+            yield held
+        finally:
+            with self._state:
+                self._readers[used] -= 1
+
+    def _note_reads(self, records: Rows, outcomes: NDArray[np.uint8], failures: list[int]) -> None:
+        good = outcomes == Fetch.OK
+        with self._state:
+            self.counters["records_read"] += int(good.sum())
+            self.counters["payload_bytes_read"] += int(records["payload_bytes"][good].sum())
+            self.counters["damaged"] += int((outcomes == Fetch.DAMAGED).sum())
+            self.counters["stale"] += int((outcomes == Fetch.STALE).sum())
+            if failures:
+                self.counters["read_errors"] += len(failures)
+                self._read_errors += 1
+            elif good.any():
+                self._read_errors = 0
+            errors = self._read_errors
+        if failures:
+            _log.error(
+                "spill file %s: %d of %d records could not be read: %s%s",
+                self.path,
+                len(failures),
+                len(records),
+                os.strerror(failures[0]),
+                _OUT_OF_USE if errors == ERRORS_IN_A_ROW else "",
+            )
+
+    # -- syncing ---------------------------------------------------------------------------------
+
+    def _sync_when_due(self) -> None:
+        """The syncer's life: sleeps until a region is full, or the oldest write is old enough."""
+        while True:
+            with self._sync_wanted:
+                while not self._closing and not self._sealed:
+                    since = self._dirty_since
+                    left = (
+                        None
+                        if since is None
+                        else max(0.0, since + self._sync_seconds - time.monotonic())
+                    )
+                    if left == 0.0:
+                        break
+                    self._sync_wanted.wait(left)
+                due = self._sealed or self._dirty_since is not None
+                closing = self._closing
+            if due:
+                self.sync()
+            if closing:
+                return
+
+
+_COUNTERS: Final = (
+    "bytes_written",
+    "payload_bytes_written",
+    "records_written",
+    "frames",
+    "regions",
+    "records_read",
+    "payload_bytes_read",
+    "syncs",
+    "sync_ns",
+    "busy",
+    "stale",
+    "damaged",
+    "read_errors",
+    "write_errors",
+)
+_SHARED: Final = tuple(name for name in BLOCK_FIELDS.names or () if name != "address")
+_OUT_OF_USE: Final = (
+    f"; that was {ERRORS_IN_A_ROW} times in a row, and it is taken out of use. Look at `dmesg` and at the "
+    "device's health (`smartctl -a`); other spill files go on"
+)
+
+
+def _check(blocks: Rows, superblock: Superblock) -> None:
+    largest = int(blocks["payload_bytes"].max(initial=0))
+    if largest > superblock.payload_bytes_max:
+        raise ValueError(
+            f"a block of {largest} bytes does not fit into a region: at most {superblock.payload_bytes_max}"
+        )
+    if len(blocks) and (
+        not blocks["payload_bytes"].all()
+        or not ((blocks["key_bytes"] >= 1) & (blocks["key_bytes"] <= 32)).all()
+        or (blocks["address"] % np.uint64(PAGE_BYTES)).any()
+    ):
+        raise ValueError("blocks have 1 byte of payload or more, 1 to 32 of key, and page-aligned addresses")
+
+
+def _shares(ends: Words) -> list[tuple[int, int]]:
+    """Cut runs with these end positions into shares of about _SHARE_BYTES, a run at least."""
+    shares = []
+    first, start = 0, 0
+    while first < len(ends):
+        last = max(
+            first + 1, int(np.searchsorted(ends, np.uint64(start + _SHARE_BYTES), side="right"))
+        )
+        shares.append((first, last))
+        first, start = last, int(ends[last - 1])
+    return shares
+
+
+def _verified(
+    records: Rows, addresses: Words, seeds: list[int], rows: NDArray[np.int64]
+) -> list[int]:
+    return [
+        Fetch.OK if checksum_at(address, size, seeds[row]) == checksum else Fetch.DAMAGED
+        for address, size, checksum, row in zip(
+            addresses.tolist(),
+            records["payload_bytes"].tolist(),
+            records["checksum"].tolist(),
+            rows.tolist(),
+            strict=True,
+        )
+    ]
