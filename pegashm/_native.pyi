@@ -206,6 +206,9 @@ class Client:
     def __init__(self, region: Region, slot: int, incarnation: int) -> None: ...
     @property
     def slot(self) -> int: ...
+    def retire(self) -> None:
+        """Wait for the calls in hand of other threads; later ones find nothing and change nothing. Before
+        one's own slot is reaped, which is then somebody else's."""
     def find(
         self, keys: Sequence[bytes], namespace_id: int, *, pin: bool = False
     ) -> tuple[Handles, Outcomes]:
@@ -270,7 +273,7 @@ class SpillTable:
     def forget(self, rows: NDArray[Any]) -> int:
         """Take out those that still lie where the row says (key, file, offset, sequence); how many."""
     def drop(self, file: int, first: int, end: int) -> int:
-        """Take out all blocks of a file whose offset is in [first, end): a pass over the table; how many."""
+        """Take out all blocks of a file whose offset is in [first, end); how many."""
 
 class Copier:
     """Copies byte runs with a fixed set of threads, GIL released; usable without any region."""

@@ -206,6 +206,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
     cdef cppclass CClient "pegashm::Client":
         CClient(const View&, uint32_t)
         cbool valid()
+        void retire()
         uint32_t find(const Key*, uint32_t, cbool, cbool, uint64_t*, COutcome*)
         void pin(const uint64_t*, uint32_t, COutcome*)
         void unpin(const uint64_t*, uint32_t)
@@ -232,8 +233,7 @@ cdef extern from "spill.hpp" namespace "pegashm" nogil:
         uint64_t sequence
 
     cdef cppclass CSpillTable "pegashm::SpillTable":
-        CSpillTable(const View&)
-        cbool valid()
+        CSpillTable(const View&) except +
         uint32_t capacity()
         uint32_t size()
         void clear()
@@ -1119,6 +1119,10 @@ cdef class Client:
     def __dealloc__(self):
         del self.core
 
+    def retire(self):
+        with nogil:  # another thread's call, which it waits for, may want the GIL back only afterwards
+            self.core.retire()
+
     cdef _find(self, object keys, uint32_t namespace_id, cbool pin, cbool prefix):
         cdef _Keys batch = _Keys(keys, namespace_id)
         handles = np.zeros(batch.count, dtype=np.uint64)
@@ -1272,8 +1276,6 @@ cdef class SpillTable:
     def __cinit__(self, Region region):
         self.region = region
         self.core = new CSpillTable(region.mapped_writable()[0])
-        if not self.core.valid():
-            raise MemoryError("no memory for the list of free spill records")
         self.user = _MappingUser(region)
 
     def __dealloc__(self):

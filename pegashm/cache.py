@@ -188,6 +188,7 @@ class Cache:
         for us may still write, by whoever reaps after it has gone. A second call does nothing."""
         if self.region.closed:
             return
+        self.client.retire()  # other threads of ours may be in the middle of a call
         with self.arena.reaping:
             # Our shared hold becomes exclusive only when nobody else copies for this slot.
             if try_lock(self.arena.control_fd, copiers_byte(self.slot)):

@@ -66,12 +66,14 @@ INVARIANTS: Final = _rows(
     (24, "free bit only", "drift", "free bit cleared"),
     (25, "entry filed", "damage", "entry erased"),
     (26, "bucket room", "drift", "stale entries erased"),
+    (27, "namespace limits", "damage", "no limit, until a client registers it again"),
     (
         28,
         "spill record",
         "damage",
         "freed; the block is on SSD still, and listed when the transport worker starts",
     ),
+    (29, "sum layout", "damage", "evicted"),
 )
 
 
@@ -176,8 +178,10 @@ _WORDS: Final[dict[int, tuple[_Place, _Words]]] = {
     24: (_record, lambda s, _, __: f"{_TAGS.get(s & 0xFF, 'damaged')}, but with a free bit"),
     25: (_entry, lambda s, _, __: f"0x{s:016x} names no record, or one of another key"),
     26: (_numbered("index bucket"), lambda s, _, __: f"full, with {s} of 8 entries stale"),
+    27: (_numbered("namespace slot"), lambda s, e, _: f"a limit of {s} bytes, the arena has {e}"),
     28: (
         _numbered("spill record"),
         lambda s, _, __: f"state 0x{s:016x} cannot be with its place and key, or no entry names it",
     ),
+    29: (_record, lambda s, e, _: f"checksums of parts 0x{s:016x} do not fit its {e} bytes"),
 }

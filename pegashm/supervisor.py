@@ -206,7 +206,9 @@ class _Supervisor:
         self._reap()
         try:
             report = fsck.repair(self.arena)
-        except PegaShmError as error:  # somebody stopped in the middle of attaching; or files are being removed
+        except (
+            PegaShmError
+        ) as error:  # somebody stopped in the middle of attaching; or files are being removed
             logger.warning(
                 'arena "%s" could not be checked: %s. Check it later: pegashm fsck --name %s --repair',
                 name,

@@ -1,7 +1,8 @@
 """How does a test run something that may crash or hang, and learn what happened?
 
 In a child process, with faulthandler on: a signal or a hang becomes a failure that shows the child's own
-stack and its last words, and the test run goes on. Called by the tests that damage shared memory.
+stack and its last words, and the test run goes on. Called by the tests that damage shared memory. A test
+run that is itself in a flavour of the native module (`flavours.py`) starts its children in the same.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests import flavours
+
 __all__ = ["run_child"]
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +23,12 @@ ROOT = Path(__file__).parents[1]
 
 def run_child(module: str, *arguments: object, seconds: float = 90) -> Any:
     """Run `python -m module arguments`; the JSON of its last line. AssertionError if it did not end well."""
-    command = [sys.executable, "-X", "faulthandler", "-m", module, *map(str, arguments)]
+    flavour = flavours.inherited()
+    command = (
+        [sys.executable, "-X", "faulthandler", "-m", module, *map(str, arguments)]
+        if flavour is None
+        else flavours.command(flavour, module, *arguments)
+    )
     child = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

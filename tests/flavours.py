@@ -37,10 +37,12 @@ else:
 
 __all__ = [
     "FLAVOURS",
+    "SANITIZER_EXIT",
     "FlavourError",
     "build",
     "command",
     "environment",
+    "inherited",
     "missing_tool",
     "use",
 ]
@@ -50,6 +52,7 @@ CACHE: Final = ROOT / ".cache" / "flavours"
 MODULE: Final = "pegashm._native"
 COMPILER: Final = os.environ.get("CXX", "g++")
 SANITIZER_EXIT: Final = 99
+VARIABLE: Final = "PEGASHM_TEST_FLAVOUR"
 
 FLAVOURS: Final[dict[str, tuple[str, ...]]] = {
     # -O1: a third of the time to compile, and the points stand in the same order.
@@ -79,13 +82,15 @@ def missing_tool() -> str | None:
     return None
 
 
-def build(flavour: str) -> Path:
-    """The extension module of that flavour, built now unless the same sources were built before."""
+def build(flavour: str, core: Path | None = None) -> Path:
+    """The extension module of that flavour, built now unless the same sources were built before.
+
+    `core`: a folder with headers to use in place of the tree's own, wrong on purpose.
+    """
     extension = _extension()
-    pyx, headers = (
-        ROOT / extension["sources"][0],
-        sorted((ROOT / "pegashm" / "_core").glob("*.hpp")),
-    )
+    include = [ROOT / folder for folder in extension["include-dirs"]] if core is None else [core]
+    pyx = ROOT / extension["sources"][0]
+    headers = sorted(header for folder in include for header in folder.glob("*.hpp"))
     flags = [*extension["extra-compile-args"], *FLAVOURS[flavour]]
     digest = _digest([pyx, *headers], [*flags, _version(), sys.version])
     target = CACHE / f"{flavour}-{digest}" / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -96,27 +101,32 @@ def build(flavour: str) -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
     with _locked(CACHE / f"{flavour}.lock"):
         if not target.exists():  # somebody else was quicker
-            _compile(_cythonize(pyx), target, flags, [ROOT / d for d in extension["include-dirs"]])
+            _compile(_cythonize(pyx), target, flags, include)
             _forget_old(flavour)
     return target
 
 
-def command(flavour: str, module: str, *arguments: object) -> list[str]:
+def command(
+    flavour: str, module: str, *arguments: object, core: Path | None = None
+) -> list[str]:
     """Run `python -m module arguments` with that flavour; start it with cwd=ROOT and `environment`."""
     return [
         sys.executable,
         "-X",
         "faulthandler",
         str(Path(__file__).resolve()),
-        str(build(flavour)),
+        str(build(flavour, core)),
         module,
         *map(str, arguments),
     ]
 
 
 def environment(flavour: str, **more: str) -> dict[str, str]:
-    """The environment such a child needs: ours, `more`, and for a sanitizer its library loaded first."""
-    found = {**os.environ, **more}
+    """The environment such a child needs: ours, `more`, and for a sanitizer its library loaded first.
+
+    Its own children by `tests/children.py` are of that flavour as well: see `inherited`.
+    """
+    found = {**os.environ, VARIABLE: flavour, **more}
     if flavour == "asan":
         # The sanitizer must come before all else, and needs the C++ library to catch what it throws.
         found["LD_PRELOAD"] = " ".join(_library(name) for name in ("libasan.so", "libstdc++.so.6"))
@@ -126,6 +136,11 @@ def environment(flavour: str, **more: str) -> dict[str, str]:
         found["UBSAN_OPTIONS"] = f"print_stacktrace=1:halt_on_error=1:exitcode={SANITIZER_EXIT}"
         found["PYTHONMALLOC"] = "malloc"  # so that buffers of Python objects are watched as well
     return found
+
+
+def inherited() -> str | None:
+    """The flavour that this process was started in by `environment`, if it was."""
+    return os.environ.get(VARIABLE)
 
 
 def use(extension: Path) -> None:

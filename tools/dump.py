@@ -28,11 +28,10 @@ EXIT_STATUS = {"ok": 0, "finding": 1, "cannot tell": 2}
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
-        "Exit status: 0 ok; 1 a finding: damaged records, a payload arena missing or too short, a dead"
-        " client (it and all its workers) that still holds claims, pins or evictions, or any of these"
-        " held by a slot that nobody is attached to; 2 cannot tell: no such arena, not readable, not"
-        " ready, or another format or build (the raw header is printed all the same). No supervisor, a"
-        " full arena, or a dead client that holds nothing are no findings."
+        "Exit status: 0 ok; 1 a finding: what `pegashm fsck` finds, but hints that are off (drift): damage, a"
+        " payload file missing or too short, what a dead client left (it and all its workers); 2 cannot tell:"
+        " no such arena, not readable, not ready, or another format or build (the raw header is printed all"
+        " the same). No supervisor, or a full arena, are no findings."
     ),
 )
 @click.option("--name", envvar="PEGASHM_ARENA", required=True, help="Arena  [env: PEGASHM_ARENA]")

@@ -1,8 +1,7 @@
 """Who holds what: which client claims, evicts and pins which blocks?
 
 Works on the structured array that `Region.blocks()` returns, with numpy, so that a million records cost
-milliseconds. Two answers: what each slot holds (`held_by_slot`), and what is held by a slot that nobody
-is attached to (`orphans`), which only a crash between two steps or damage can leave.
+milliseconds. It says what each slot holds; whether it may is for `pegashm.fsck` to judge.
 Called by `collect`; reads nothing itself.
 """
 
@@ -22,7 +21,6 @@ __all__ = [
     "STATE_NAMES",
     "Held",
     "held_by_slot",
-    "orphans",
     "pinned_mask",
     "slots_in",
 ]
@@ -90,14 +88,3 @@ def held_by_slot(blocks: NDArray[Any]) -> dict[int, Held]:
             pinned_bytes=int(kept["payload_bytes"].sum()),
         )
     return held
-
-
-def orphans(blocks: NDArray[Any], attached: Iterable[int]) -> set[tuple[int, int, int]]:
-    """(record, generation, slot) of everything held by a slot that nobody is attached to."""
-    found: set[tuple[int, int, int]] = set()
-    for slot in held_by_slot(blocks).keys() - set(attached):
-        mask = pinned_mask(blocks, slot) | (owned_mask(blocks) & (blocks["owner"] == slot))
-        found.update(
-            (int(block["record"]), int(block["generation"]), slot) for block in blocks[mask]
-        )
-    return found

@@ -62,8 +62,8 @@ def _verdict(console: Console, document: dict[str, Any]) -> None:
     )
     if document["error"]:
         console.print(Text(shown(document["error"])), soft_wrap=True)
-    for finding in document["findings"]:
-        console.print(Text(f"  {finding['kind']}: {shown(finding['text'])}"), soft_wrap=True)
+    for line in document["advice"]:
+        console.print(Text(shown(line)), soft_wrap=True)
 
 
 def _header(console: Console, document: dict[str, Any]) -> None:

@@ -41,9 +41,11 @@ enum class Invariant : uint32_t {
   free_bit_only = 24,
   entry_filed = 25,
   bucket_room = 26,
+  namespace_limits = 27,
   spill_record = 28,
+  sum_layout = 29,
 };
-inline constexpr uint32_t invariant_count = 29;
+inline constexpr uint32_t invariant_count = 30;
 
 struct Finding {
   uint32_t invariant;
@@ -383,6 +385,8 @@ class Audit {
       return damaged(Invariant::place, length, place.stride);
     }
     if (!possible_key(view_, key)) return damaged(Invariant::key, key.identity, 0);
+    const uint64_t layout = load_acquire(block.sum_layout);
+    if (!possible_sum_layout(layout, length)) return damaged(Invariant::sum_layout, layout, length);
     audit_touch(place.record, block, state);
     return audit_listing(place, block, state, key);
   }
@@ -534,6 +538,12 @@ class Audit {
     const uint64_t state = load_acquire(entry.state);
     audit_reserved(entry.reserved_80, sizeof entry.reserved_80);
     if (!possible_namespace_state(state)) report(Invariant::namespace_word, slot, state);
+    for (const uint64_t* limit : {&entry.reserved_bytes, &entry.maximum_bytes}) {
+      const uint64_t bytes = load_acquire(*limit);
+      if (namespace_live(state) && bytes > view_.geometry.payload_bytes) {
+        report(Invariant::namespace_limits, slot, bytes, view_.geometry.payload_bytes);
+      }
+    }
     const uint64_t resident = load_acquire(entry.resident_bytes);
     if (at_rest_ && resident != resident_[slot]) {
       report(Invariant::resident_bytes, slot, resident, resident_[slot]);

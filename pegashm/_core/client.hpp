@@ -27,6 +27,14 @@ class Client {
 
   bool valid() const noexcept { return pin_counts_ != nullptr; }
 
+  // Waits for the call in hand of another thread; from then on none changes anything. Before our own process
+  // reaps the slot: its next client would inherit a pin set later, and a claim in hand would be written into a
+  // record that is somebody else's by then.
+  void retire() noexcept {
+    const std::lock_guard guard(mutex_);
+    retired_ = true;
+  }
+
   // Finds `keys`; with `prefix` stops after the first that is neither ok nor spilled. Returns how many were
   // judged.
   uint32_t find(const Key* keys, uint32_t size, bool pin, bool prefix, uint64_t* handles,
@@ -66,14 +74,14 @@ class Client {
   void pin(const uint64_t* handles, uint32_t size, Outcome* outcomes) noexcept {
     const std::lock_guard guard(mutex_);
     for (uint32_t i = 0; i < size; ++i) {
-      outcomes[i] = known(handles[i]) && add_pin(handles[i]) ? Outcome::ok : Outcome::missing;
+      outcomes[i] = ours(handles[i]) && add_pin(handles[i]) ? Outcome::ok : Outcome::missing;
     }
   }
 
   void unpin(const uint64_t* handles, uint32_t size) noexcept {
     const std::lock_guard guard(mutex_);
     for (uint32_t i = 0; i < size; ++i) {
-      if (known(handles[i])) drop_pin(handle_record(handles[i]));
+      if (ours(handles[i])) drop_pin(handle_record(handles[i]));
     }
     room_.look_again();
   }
@@ -131,7 +139,7 @@ class Client {
     uint64_t published = 0, incomplete = 0, bytes = 0;
     for (uint32_t i = 0; i < size; ++i) {
       outcomes[i] = Outcome::missing;
-      if (!known(handles[i])) continue;
+      if (!ours(handles[i])) continue;
       const Block& block = view_.block(handle_record(handles[i]));
       if (load_acquire(block.state) !=
           block_state(BlockTag::claimed, slot_, handle_generation(handles[i]))) {
@@ -160,7 +168,7 @@ class Client {
     const std::lock_guard guard(mutex_);
     uint64_t dropped = 0;
     for (uint32_t i = 0; i < size; ++i) {
-      if (known(handles[i]) && drop_claim(view_, slot_, handles[i], true)) ++dropped;
+      if (ours(handles[i]) && drop_claim(view_, slot_, handles[i], true)) ++dropped;
     }
     count(view_, Counter::abandons, dropped);
   }
@@ -195,14 +203,14 @@ class Client {
   void evict(const uint64_t* handles, uint32_t size, Outcome* outcomes) noexcept {
     const std::lock_guard guard(mutex_);
     for (uint32_t i = 0; i < size; ++i) {
-      outcomes[i] = known(handles[i]) ? evict_block(view_, slot_, handles[i]) : Outcome::missing;
+      outcomes[i] = ours(handles[i]) ? evict_block(view_, slot_, handles[i]) : Outcome::missing;
     }
   }
 
   uint32_t evict_oldest(uint64_t payload_bytes, uint32_t wanted) noexcept {
     const std::lock_guard guard(mutex_);
     const uint64_t stride = stride_of(view_.geometry, payload_bytes);
-    return stride == 0 ? 0 : room_.evict_oldest(stride, wanted);
+    return stride == 0 || retired_ ? 0 : room_.evict_oldest(stride, wanted);
   }
 
   // The least recently used blocks of a size class, oldest first, pinned: for who wants to do something with
@@ -234,7 +242,7 @@ class Client {
     const std::lock_guard guard(mutex_);
     for (uint32_t i = 0; i < size; ++i) {
       outcomes[i] = Outcome::missing;
-      if (!known(handles[i])) continue;
+      if (!ours(handles[i])) continue;
       drop_pin(handle_record(handles[i]));
       outcomes[i] = load_acquire(view_.touched(handle_record(handles[i]))) == touches[i]
                         ? evict_block(view_, slot_, handles[i])
@@ -258,7 +266,11 @@ class Client {
     return handle != 0 && handle_record(handle) < view_.geometry.record_count;
   }
 
+  // Under the mutex: whether we may change what the handle names.
+  bool ours(uint64_t handle) const noexcept { return !retired_ && known(handle); }
+
   bool add_pin(uint64_t handle) noexcept {
+    if (retired_) return false;
     const uint32_t record = handle_record(handle);
     // A block marked as damaged is nobody's hit; its mark lies in the line that the pin has just touched.
     if (set_pin(view_, slot_, handle) && !is_damaged(view_.block(record))) {
@@ -305,7 +317,7 @@ class Client {
   Outcome claim_one(const Key& key, uint64_t stride, uint64_t payload_bytes, uint64_t now,
                     uint64_t& handle) noexcept {
     const uint32_t namespace_ = identity_namespace(key.identity);
-    if (namespace_slot(namespace_) >= namespace_count) return Outcome::missing;
+    if (retired_ || namespace_slot(namespace_) >= namespace_count) return Outcome::missing;
     const Buckets buckets = buckets_of(view_.geometry, key);
     const Found found = find_key(view_, key, buckets);
     if (found.handle != 0) {
@@ -335,6 +347,7 @@ class Client {
   const uint32_t slot_;
   uint32_t* const pin_counts_;
   std::mutex mutex_;
+  bool retired_ = false;
   RoomFinder room_;
 };
 

@@ -94,8 +94,8 @@ namespace pegashm {
   point(340, create_magic_written, 34, "magic stored")                                        \
   point(350, reap_client_freed, 35, "client slot free")                                       \
   point(360, sums_cleared, 36, "checksums of the last life cleared, their layout not")        \
-  point(361, sum_written, 36, "a part's checksum written, no layout")                         \
-  point(362, sum_layout_written, 36, "the layout written")                                    \
+  point(361, sum_written, 36, "a part's checksum written")                                    \
+  point(362, sum_layout_written, 36, "the layout of checksums written, not this one")         \
   point(370, damage_marked, 37, "a READY block marked as damaged")                            \
   point(400, spill_key_written, 40, "a free spill record's key written")                      \
   point(401, spill_fields_written, 40, "its fields written, not stored")                      \

@@ -38,6 +38,8 @@ class Mender {
         return below(counter_count) && mend_label(static_cast<uint32_t>(where));
       case Invariant::namespace_word:
         return below(namespace_count) && mend_namespace(finding);
+      case Invariant::namespace_limits:
+        return below(namespace_count) && mend_limits(static_cast<uint32_t>(where), finding.seen);
       case Invariant::client_word:
         return below(client_count) && mend_client(finding);
       case Invariant::segment_word:
@@ -49,6 +51,7 @@ class Mender {
       case Invariant::key:
       case Invariant::reachable:
       case Invariant::single:
+      case Invariant::sum_layout:
         return below(geometry.record_count) && evict_record(static_cast<uint32_t>(where));
       case Invariant::free_bit_only:
         return below(geometry.record_count) && clear_free_bit(static_cast<uint32_t>(where));
@@ -146,6 +149,13 @@ class Mender {
       if (namespace_slot(id) == slot) evict_record(record);
     }
     return true;
+  }
+
+  // What was asked for is lost: none, until its next client registers and says it again.
+  bool mend_limits(uint32_t slot, uint64_t seen) noexcept {
+    NamespaceEntry& entry = view_.name_space(slot);
+    const bool reserve = replace(entry.reserved_bytes, seen, 0);
+    return replace(entry.maximum_bytes, seen, 0) || reserve;
   }
 
   bool mend_client(const Finding& finding) noexcept {

@@ -4,6 +4,7 @@
 // so there is one writer; readers look at any time and believe only a state word that was stored last.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 
 #include "counters.hpp"
@@ -58,7 +59,10 @@ inline int32_t choose_namespace_slot(const View& view, const NamespaceRequest& r
 }
 
 // Finds or creates; 0 when every namespace is in use by somebody alive.
+// A limit above all there is means all there is, and is kept as that: invariant I27.
 inline uint32_t register_namespace(const View& view, const NamespaceRequest& request) noexcept {
+  const uint64_t reserved = std::min(request.reserved_bytes, view.geometry.payload_bytes);
+  const uint64_t maximum = std::min(request.maximum_bytes, view.geometry.payload_bytes);
   for (uint32_t slot = 0; slot < namespace_count; ++slot) {
     NamespaceEntry& entry = view.name_space(slot);
     const uint64_t state = load_acquire(entry.state);
@@ -66,9 +70,9 @@ inline uint32_t register_namespace(const View& view, const NamespaceRequest& req
       continue;
     store_release(entry.attached_at_ns, request.now_ns);
     crash_point(CrashPoint::namespace_time_written);
-    store_release(entry.reserved_bytes, request.reserved_bytes);
+    store_release(entry.reserved_bytes, reserved);
     crash_point(CrashPoint::namespace_reserve_written);
-    store_release(entry.maximum_bytes, request.maximum_bytes);
+    store_release(entry.maximum_bytes, maximum);
     crash_point(CrashPoint::namespace_limits_written);
     return namespace_id(namespace_generation(state), slot);
   }
@@ -81,8 +85,8 @@ inline uint32_t register_namespace(const View& view, const NamespaceRequest& req
   crash_point(CrashPoint::namespace_closed);
   std::memcpy(entry.fingerprint, request.fingerprint, 32);
   store_text(entry.label, request.label, request.label_bytes);
-  store_release(entry.reserved_bytes, request.reserved_bytes);
-  store_release(entry.maximum_bytes, request.maximum_bytes);
+  store_release(entry.reserved_bytes, reserved);
+  store_release(entry.maximum_bytes, maximum);
   store_release(entry.resident_bytes, 0);
   store_release(entry.created_at_ns, request.now_ns);
   store_release(entry.attached_at_ns, request.now_ns);

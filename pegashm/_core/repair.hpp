@@ -100,10 +100,11 @@ inline Repaired rebuild_hints(const View& view) noexcept {
     const uint32_t capacity = segment_capacity(geometry, segment, segment_stride(state));
     for (uint32_t i = 0; i < capacity; ++i) {
       const uint32_t record = view.first_record(segment) + i;
-      const BlockTag tag = block_tag(load_acquire(view.block(record).state));
+      // SYNC touch/state: the touch first. A touch is written once and never again, so if the record is FREE
+      // after it was read, the CAS below cannot take the touch of a later life (tests/explore: rebuild_claims).
+      const uint64_t touch = load_acquire(view.touched(record));
+      const BlockTag tag = block_tag(load_seq(view.block(record).state));
       const uint64_t bit = uint64_t{1} << (record % 64);
-      const uint64_t touch =
-          load_relaxed(view.touched(record));  // SYNC none: a guess, the CAS decides
       if (tag == BlockTag::free && touch != 0 && cas_seq(view.touched(record), touch, 0)) {
         ++done.touches;  // or its segment would look used, and never be given to another size
       }

@@ -6,8 +6,9 @@
 // state is stored, then its index entry; taking it out goes the other way round. Death rows 40 to 42.
 #pragma once
 
-#include <cstdlib>
 #include <mutex>
+#include <unordered_map>
+#include <vector>
 
 #include "crash.hpp"
 #include "index.hpp"
@@ -30,15 +31,14 @@ class SpillTable {
  public:
   static constexpr uint32_t none = ~uint32_t{0};
 
-  explicit SpillTable(const View& view) noexcept
+  // Throws bad_alloc.
+  explicit SpillTable(const View& view)
       : view_(view),
-        free_(static_cast<uint32_t*>(
-            std::malloc((view.geometry.spill_record_count + 1) * sizeof(uint32_t)))) {}
-  ~SpillTable() { std::free(free_); }
+        links_(view.geometry.spill_record_count),
+        free_(view.geometry.spill_record_count) {}
   SpillTable(const SpillTable&) = delete;
   SpillTable& operator=(const SpillTable&) = delete;
 
-  bool valid() const noexcept { return free_ != nullptr; }
   uint32_t capacity() const noexcept { return view_.geometry.spill_record_count; }
   uint32_t size() const noexcept {
     const std::lock_guard guard(mutex_);
@@ -51,6 +51,8 @@ class SpillTable {
     store_release(view_.header().spill_usable, 0);
     crash_point(CrashPoint::spill_unusable);
     free_count_ = 0;
+    newest_.clear();
+    links_.assign(capacity(), Links{});
     for (uint32_t index = capacity(); index-- > 0;) {
       if (spill_stored(load_acquire(view_.spill(index).state))) take_out(index);
       free_[free_count_++] = index;
@@ -93,6 +95,7 @@ class SpillTable {
       return none;
     }
     crash_point(CrashPoint::spill_entry_inserted);
+    link(index, place_of(block.file, block.file_offset));
     --free_count_;
     return index;
   }
@@ -125,14 +128,20 @@ class SpillTable {
   uint32_t drop(uint32_t file, uint64_t first, uint64_t end) noexcept {
     const std::lock_guard guard(mutex_);
     uint32_t dropped = 0;
-    for (uint32_t index = 0; index < capacity(); ++index) {
-      const SpillRecord& record = view_.spill(index);
-      const uint64_t state = load_acquire(record.state);
-      if (!spill_stored(state) || spill_file(state) != file) continue;
-      const uint64_t offset = load_acquire(record.file_offset);
-      if (offset < first || offset >= end) continue;
-      give_back(index);
-      ++dropped;
+    if (first >= end) return 0;
+    const uint64_t last = place_of(file, end - 1);
+    for (uint64_t place = place_of(file, first); place <= last; ++place) {
+      const auto found = newest_.find(place);
+      uint32_t index = found == newest_.end() ? none : found->second;
+      while (index != none) {
+        const uint32_t older = links_[index].older;
+        const uint64_t offset = load_acquire(view_.spill(index).file_offset);
+        if (offset >= first && offset < end) {
+          give_back(index);
+          ++dropped;
+        }
+        index = older;
+      }
     }
     return dropped;
   }
@@ -194,12 +203,48 @@ class SpillTable {
   }
   void give_back(uint32_t index) noexcept {
     take_out(index);
-    if (free_count_ < capacity()) free_[free_count_++] = index;
+    if (!links_[index].ours)
+      return;  // damage made it look stored: it is among the free ones already
+    unlink(index);
+    free_[free_count_++] = index;
+  }
+
+  // -- which records lie where: private, so that a region of a file is dropped without a pass over all -----
+  struct Links {
+    uint64_t place = 0;
+    uint32_t newer = none;
+    uint32_t older = none;
+    bool ours = false;  // stored by this writer, not free
+  };
+
+  // A stretch of 64 MiB of one file.
+  static uint64_t place_of(uint32_t file, uint64_t offset) noexcept {
+    return uint64_t{file} << 48 | offset >> 26;
+  }
+  void link(uint32_t index, uint64_t place) {
+    const auto [at, is_first] = newest_.emplace(place, none);
+    links_[index] = {place, none, at->second, true};
+    if (!is_first) links_[at->second].newer = index;
+    at->second = index;
+  }
+  void unlink(uint32_t index) {
+    const Links links = links_[index];
+    links_[index].ours = false;
+    if (links.older != none) links_[links.older].newer = links.newer;
+    if (links.newer != none) {
+      links_[links.newer].older = links.older;
+    } else if (links.older != none) {
+      newest_[links.place] = links.older;
+    } else {
+      newest_.erase(links.place);
+    }
   }
 
   const View view_;
-  uint32_t* const free_;
+  std::vector<Links> links_;
+  std::vector<uint32_t> free_;
   uint32_t free_count_ = 0;
+  std::unordered_map<uint64_t, uint32_t> newest_;  // by place, the record stored last
   mutable std::mutex mutex_;
 };
 

@@ -6,6 +6,8 @@
 // Called by who copies into a claimed block, by who reads a pinned one, and by the claimer, who clears.
 #pragma once
 
+#include <algorithm>
+
 #include "crash.hpp"
 #include "states.hpp"
 #include "view.hpp"
@@ -30,6 +32,14 @@ constexpr bool sum_layout_fits(uint64_t part_bytes, uint32_t part_count,
                                uint64_t payload_bytes) noexcept {
   return part_count >= 1 && part_count <= sum_count && part_bytes >= 1 &&
          part_bytes <= payload_bytes / part_count;
+}
+
+// Whether the word of a READY block can be: no checksums or parts that fit, marked as damaged or not.
+constexpr bool possible_sum_layout(uint64_t layout, uint64_t payload_bytes) noexcept {
+  const uint64_t unmarked = layout & ~sum_flag_damaged;
+  return unmarked == 0 ||
+         (unmarked >> 56 == 0 &&
+          sum_layout_fits(sum_part_bytes(unmarked), sum_part_count(unmarked), payload_bytes));
 }
 
 inline bool is_damaged(const Block& block) noexcept {
@@ -60,10 +70,11 @@ inline bool write_sum(const View& view, uint64_t handle, uint32_t part, uint64_t
                        load_acquire(block.payload_bytes))) {
     return false;
   }
-  store_release(view.sums(record).parts[part], sum);
-  crash_point(CrashPoint::sum_written);
+  // The layout first: where there is none, there are no words of this life, whoever dies when.
   store_release(block.sum_layout, layout);
   crash_point(CrashPoint::sum_layout_written);
+  store_release(view.sums(record).parts[part], sum);
+  crash_point(CrashPoint::sum_written);
   return true;
 }
 
@@ -71,7 +82,7 @@ inline bool write_sum(const View& view, uint64_t handle, uint32_t part, uint64_t
 struct SumsRead {
   uint64_t part_bytes = 0;
   uint32_t part_count = 0;
-  bool damaged = false;  // marked, or a layout that no writer writes
+  bool damaged = false;  // marked, or a layout that no writer writes, or words without one
   uint64_t sums[sum_count] = {};
 };
 
@@ -81,26 +92,31 @@ inline SumsRead read_sums(const View& view, uint64_t handle) noexcept {
   if (handle == 0 || record >= view.geometry.record_count) return out;
   const Block& block = view.block(record);
   // SYNC publish/find: acquire, so that the checksums are those that were written before READY.
+  // EVICTING is no end of a life: an evictor that meets our pin puts READY back, and a block whose checksums
+  // were not seen for that moment would be believed unverified (tests/explore: reuse_sums).
   const uint64_t state = load_acquire(block.state);
   if (block_generation(state) != handle_generation(handle) ||
-      (block_tag(state) != BlockTag::ready && block_tag(state) != BlockTag::claimed)) {
+      block_tag(state) == BlockTag::free) {
     return out;
   }
   const uint64_t layout = load_acquire(block.sum_layout);
-  if (layout == 0) return out;
-  out.damaged = true;
   const uint64_t part_bytes = sum_part_bytes(layout);
   const uint32_t part_count = sum_part_count(layout);
+  uint64_t words[sum_count];
+  for (uint32_t part = 0; part < sum_count; ++part) {
+    words[part] = load_acquire(view.sums(record).parts[part]);
+    // A word that the layout does not speak of: the layout has lost it, and what it covers with it.
+    if (part >= part_count && words[part] != 0) out.damaged = true;
+  }
+  if (layout == 0 || out.damaged) return out;
   if (layout >> 56 != 0 ||
       !sum_layout_fits(part_bytes, part_count, load_acquire(block.payload_bytes))) {
+    out.damaged = true;
     return out;
   }
-  out.damaged = false;
   out.part_bytes = part_bytes;
   out.part_count = part_count;
-  for (uint32_t part = 0; part < part_count; ++part) {
-    out.sums[part] = load_acquire(view.sums(record).parts[part]);
-  }
+  std::copy(words, words + part_count, out.sums);
   return out;
 }
 

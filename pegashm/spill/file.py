@@ -29,7 +29,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
 
 from pegashm._native import DiskTransfer
 from pegashm.spill.checksums import checksum_at, seeds_of
@@ -59,6 +58,7 @@ SYNC_SECONDS: Final = 5.0
 _SHARE_BYTES: Final = 4 << 20
 _UNDER_WAY_BYTES: Final = 32 << 20
 _FRAMES_UNDER_WAY: Final = 64
+_BLOCKS_AT_ONCE: Final = 1024
 
 _log = logging.getLogger("pegashm")
 
@@ -167,7 +167,7 @@ class SpillFile:
         piece_bytes: int = PIECE_BYTES,
         sync_seconds: float = SYNC_SECONDS,
         make_disk: DiskMaker = Disk,
-    ) -> Self:
+    ) -> SpillFile:
         """Open the file, making it first where there is none. Errors as from `opening.open_or_create`."""
         opened = open_or_create(path, size_bytes, region_bytes=region_bytes)
         disk = make_disk(
@@ -179,7 +179,7 @@ class SpillFile:
             disk.close()
             raise
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> SpillFile:  # noqa: PYI034 - typing.Self came with Python 3.11
         return self
 
     def __exit__(
@@ -254,7 +254,13 @@ class SpillFile:
         with self._appending:
             if not self.writable:
                 return Appended(np.zeros(0, RECORD_FIELDS), Append.FAILED, errno.EIO)
-            return self._append(namespace, blocks)
+            parts = [Appended(np.zeros(0, RECORD_FIELDS), Append.DONE)]
+            done = 0
+            while done < len(blocks) and parts[-1].outcome is Append.DONE:
+                parts.append(self._append(namespace, blocks[done : done + _BLOCKS_AT_ONCE]))
+                done += len(parts[-1].records)
+            records = np.concatenate([part.records for part in parts], dtype=RECORD_FIELDS)
+            return Appended(records, parts[-1].outcome, parts[-1].errno)
 
     def next_region(self) -> NextRegion:
         """The region that `advance` takes."""
@@ -275,7 +281,7 @@ class SpillFile:
             sequence = self._sequence_next
             self._sequence_next += 1
             self._region = region
-            self._end = self.superblock.region_end(region)  # until the header is there: full
+            self._end = self._region_end  # until the header is there: full
             header = RegionHeader(region, sequence, self._now_ns())
             self._pages.rows[0] = np.frombuffer(
                 pack_region_header(self.superblock.file_id, header), np.uint8
@@ -377,23 +383,33 @@ class SpillFile:
         queue: deque[tuple[DiskTransfer, int]] = deque()
         frames: list[_Frame] = []
         done = 0
-        while done < len(blocks) and len(frames) < _FRAMES_UNDER_WAY:
-            count = self._fitting(strides[done : done + RECORDS_PER_FRAME])
-            if count == 0:
-                break
-            rows = slice(done, done + count)
-            frame = self._start_frame(
-                namespace, records, rows, strides, seeds, addresses, len(frames), queue
-            )
-            frames.append(frame)
-            done += count
-        return self._finish(records, frames, strides, everything=done == len(blocks))
+        full = False
+        finished = False
+        try:
+            while done < len(blocks) and len(frames) < _FRAMES_UNDER_WAY and not full:
+                count = self._fitting(strides[done : done + RECORDS_PER_FRAME])
+                full = count == 0
+                if not full:
+                    rows = slice(done, done + count)
+                    frames.append(
+                        self._start_frame(
+                            namespace, records, rows, strides, seeds, addresses, len(frames), queue
+                        )
+                    )
+                    done += count
+            finished = True
+            return self._finish(records, frames, strides, full=full)
+        finally:
+            if not finished:  # interrupted: what stands behind a hole cannot be found
+                self._end = self._region_end
+
+    @property
+    def _region_end(self) -> int:
+        return self.superblock.region_end(self._region) if self._region >= 0 else 0
 
     def _fitting(self, strides: Words) -> int:
         """How many of these fit behind the last frame, with a page for themselves."""
-        if self._region < 0:
-            return 0
-        room = self.superblock.region_end(self._region) - self._end - PAGE_BYTES
+        room = self._region_end - self._end - PAGE_BYTES
         return int((np.cumsum(strides) <= room).sum()) if room > 0 else 0
 
     def _start_frame(
@@ -453,7 +469,7 @@ class SpillFile:
         ]
 
     def _finish(
-        self, records: Rows, frames: Sequence[_Frame], strides: Words, *, everything: bool
+        self, records: Rows, frames: Sequence[_Frame], strides: Words, *, full: bool
     ) -> Appended:
         """Wait for all; what stands behind a frame that failed cannot be found again, so it is not returned."""
         kept = 0
@@ -470,32 +486,28 @@ class SpillFile:
         written = int(strides[:kept].sum()) + PAGE_BYTES * len(frames)
         self._note_writes(failure, written, int(records["payload_bytes"][:kept].sum()), kept)
         if failure:
-            self._end = self.superblock.region_end(self._region)  # nothing more goes in here
+            self._end = self._region_end  # nothing more goes in here
             return Appended(records[:kept], Append.FAILED, failure)
-        if everything:
-            return Appended(records, Append.DONE)
-        if len(frames) == _FRAMES_UNDER_WAY:
-            return Appended(records[:kept], Append.DONE)
-        return Appended(records[:kept], Append.REGION_FULL)
+        return Appended(records[:kept], Append.REGION_FULL if full else Append.DONE)
 
     def _note_writes(
         self, error: int, nbytes: int, payload_bytes: int = 0, records: int = 0, *, seal: bool = False
     ) -> int:
         """Count what was written or failed, and let the syncer know. Returns the error."""
-        with self._sync_wanted if error == 0 else self._state:
+        with self._sync_wanted:
             self.counters["bytes_written"] += nbytes
             self.counters["payload_bytes_written"] += payload_bytes
             self.counters["records_written"] += records
             if error:
                 self.counters["write_errors"] += 1
                 self._write_errors += 1
-                errors = self._write_errors
             else:
                 self._write_errors = 0
                 if self._dirty_since is None and nbytes:
                     self._dirty_since = time.monotonic()
                 self._sealed |= seal
                 self._sync_wanted.notify_all()
+            errors = self._write_errors
         if error:
             _log.error(
                 "spill file %s: a write failed: %s%s",

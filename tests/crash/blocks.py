@@ -40,7 +40,12 @@ Handles = NDArray[np.uint64]
 SMALL = 16 << 10
 BIG = 32 << 10
 SEGMENTS = 3
-SHAPE = Shape(segment_bytes=64 << 10, block_bytes_min=SMALL, segments_per_arena=(SEGMENTS,))
+SHAPE = Shape(
+    segment_bytes=64 << 10,
+    block_bytes_min=SMALL,
+    segments_per_arena=(SEGMENTS,),
+    spill_records=8,
+)
 BLOCKS = SHAPE.payload_bytes // SMALL  # of the small size, when the arena is full of them
 NUMBERS = range(400)  # every block that any operation may store
 

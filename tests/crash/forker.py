@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from tests import flavours
+from tests.crash.tracing import Line
 
 __all__ = ["Forker"]
 
@@ -40,6 +41,33 @@ class Forker:
     def start(self, operation: str, arena: str, crash: str = "", log: str = "") -> int:
         """The pid of a child that begins `operation`, to die as `crash` says."""
         answer = self._ask(do="start", operation=operation, arena=arena, crash=crash, log=log)
+        return int(answer["pid"])
+
+    def begin(
+        self,
+        procedure: str,
+        arena: str,
+        *,
+        line: Line | None = None,
+        crash: str = "",
+        log: str = "",
+        words: str = "",
+        passes: str = "",
+    ) -> int:
+        """The pid of a child that begins `procedure`, to die at `line` or as `crash` says.
+
+        `words` takes the message of a PegaShmError that ended it, `passes` how often it passed each line.
+        """
+        answer = self._ask(
+            do="begin",
+            procedure=procedure,
+            arena=arena,
+            line=line,
+            crash=crash,
+            log=log,
+            words=words,
+            passes=passes,
+        )
         return int(answer["pid"])
 
     def wait(self, pid: int) -> tuple[str, int]:

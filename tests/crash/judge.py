@@ -79,8 +79,12 @@ def goes_on(survivor: Cache, verdict: Verdict) -> None:
 
 
 def repaired(survivor: Cache, verdict: Verdict) -> None:
-    """One reap makes everything as if nobody had died; a second, and a rebuild, find nothing."""
+    """One reap makes everything as if nobody had died; a second, and a rebuild, find nothing.
+
+    What a dead transport worker had listed is forgotten by the next one, first of all.
+    """
     survivor.reap_dead()
+    _native.SpillTable(survivor.region).clear()
     complain_of_state(survivor, verdict)
     read_all(survivor, verdict)
     again = survivor.reap_dead()

@@ -9,10 +9,11 @@ Imported by the test and by the fork server alike; both must see the same list.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pegashm import _native
 from pegashm.arena import Arena, open_arena
@@ -25,6 +26,7 @@ from tests.crash.blocks import (
     SMALL,
     Handles,
     fill,
+    key_of,
     namespace,
     numbered,
     store,
@@ -238,6 +240,30 @@ def supervise(actor: Actor) -> None:
     actor.opened = open_arena(actor.arena_name)
 
 
+def spill_rows(numbers: Iterable[int], namespace_id: int, sequence: int) -> NDArray[np.void]:
+    rows = np.zeros(len(list(numbers)), dtype=_native.SPILL_FIELDS)
+    for row, number in zip(rows, numbers, strict=True):
+        row["key"][:] = np.frombuffer(key_of(number)[:32], dtype=np.uint8)
+    rows["key_bytes"], rows["namespace_id"], rows["payload_bytes"] = 32, namespace_id, SMALL
+    rows["sequence"] = sequence
+    rows["file_offset"] = SMALL * np.arange(len(rows), dtype=np.uint64)
+    return rows
+
+
+def list_on_ssd(actor: Actor) -> None:
+    """What a transport worker does to the table of blocks on SSD, from its start to its end."""
+    table = _native.SpillTable(actor.cache.region)
+    table.clear()
+    table.set_usable(1)
+    older = spill_rows([350, 351, 1], actor.cache.namespace_id, sequence=1)
+    newer = spill_rows([350], actor.cache.namespace_id, sequence=2)
+    table.store(older)
+    table.store(newer)
+    table.forget(newer)
+    table.drop(0, SMALL, 2 * SMALL)
+    table.clear()
+
+
 def reap(actor: Actor) -> None:
     reap_dead_clients(actor.arena)
 
@@ -247,6 +273,7 @@ def detach(actor: Actor) -> None:
 
 
 OPERATIONS: tuple[Operation, ...] = (
+    Operation(name="list blocks on SSD", before=three, act=list_on_ssd),
     Operation(name="store in an empty arena", act=stores(1, 2)),
     Operation(name="store", before=three, act=stores(11)),
     Operation(name="claim what is there", before=three, act=stores(1, 2)),

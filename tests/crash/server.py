@@ -6,8 +6,10 @@ forked child opens and attaches for itself (locks are not inherited, see `pegash
 
 One JSON request a line on standard input, one JSON answer a line on standard output:
  {"do": "start", "operation", "arena", "crash", "log"}  -> {"pid"}
+ {"do": "begin", "procedure", "arena", "line", "crash", "log", "words", "passes"} -> {"pid"}
  {"do": "wait", "pid", "seconds"}                       -> {"state": killed | stopped | exited | hung, "code"}
-`operation` names one of `operations.py`. Ends when its input ends, and its children with it.
+`operation` names one of `operations.py`, `procedure` one of `procedures.py`. Ends when its input ends, and its
+children with it.
 """
 
 from __future__ import annotations
@@ -22,19 +24,24 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pegashm.arena import open_arena
 from pegashm.cache import Cache
+from pegashm.errors import PegaShmError
 from pegashm.keys import Namespace
 from pegashm.liveness import copiers_byte, owner_byte, try_lock
 
 from tests.crash.blocks import namespace
 from tests.crash.operations import OPERATIONS, Actor, Operation
+from tests.crash.procedures import PROCEDURES
+from tests.crash.tracing import Line, Tracer
 
-__all__ = ["perform"]
+__all__ = ["REFUSED", "perform"]
 
 PR_SET_PDEATHSIG = 1
+REFUSED = 3  # exit status of a procedure that ended with a PegaShmError
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 LIBC = ctypes.CDLL(None)
 
@@ -74,6 +81,26 @@ def attach_at(slot: int, arena_name: str, there: Namespace) -> Cache:
     return Cache(arena, slot, incarnation, namespace_id)
 
 
+def proceed(request: dict[str, Any], arm: Callable[[], None]) -> int:
+    """One procedure in this process, from its first line, traced if that is asked for; its exit status."""
+    procedure = next(each for each in PROCEDURES if each.name == request["procedure"])
+    tracer = Tracer(Line(*request["line"]) if request["line"] else None)
+    arm()
+    try:
+        if request["line"] or request["passes"]:
+            tracer.start()
+        procedure.act(request["arena"])
+    except PegaShmError as error:
+        Path(request["words"] or os.devnull).write_text(str(error), encoding="utf-8")
+        return REFUSED
+    finally:
+        tracer.stop()
+    if request["passes"]:
+        passes = [(*line, count) for line, count in tracer.passes.items()]
+        Path(request["passes"]).write_text(json.dumps(passes), encoding="utf-8")
+    return 0
+
+
 def child(request: dict[str, Any]) -> None:
     """In the forked child: never returns. It leaves without a word to the arena, as one that crashed."""
     status = 1
@@ -86,8 +113,11 @@ def child(request: dict[str, Any]) -> None:
             os.environ["PEGASHM_CRASH_LOG"] = request["log"]
             os.environ["PEGASHM_CRASH"] = request["crash"]
 
-        perform(BY_NAME[request["operation"]], request["arena"], arm)
-        status = 0
+        if request["do"] == "begin":
+            status = proceed(request, arm)
+        else:
+            perform(BY_NAME[request["operation"]], request["arena"], arm)
+            status = 0
     except BaseException:  # noqa: BLE001 - whatever it was, the forked child may not return
         traceback.print_exc()
     finally:
@@ -117,7 +147,7 @@ def wait(pid: int, seconds: float) -> dict[str, Any]:
 def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
-        if request["do"] == "start":
+        if request["do"] != "wait":
             pid = os.fork()
             if pid == 0:
                 child(request)

@@ -121,7 +121,8 @@ int main(int argc, char** argv) {
   std::printf("%-22s %s  %-10s %3s %10s %9s %9s %10s %6s  %s\n", "scenario", "T", "bound", "W",
               "interleav.", "states", "runs", "steps", "s", "result");
   size_t ran = 0;
-  for (const auto& group : {living_scenarios(), segment_scenarios(), death_scenarios(), table_scenarios()}) {
+  for (const auto& group : {living_scenarios(), damage_scenarios(), segment_scenarios(), death_scenarios(),
+                            table_scenarios()}) {
     for (const Scenario& scenario : group) {
       bool wanted = request.names.empty();
       for (const std::string& name : request.names) wanted = wanted || name == scenario.name;

@@ -19,7 +19,6 @@ struct Scenario {
   int preemptions_short = -1;
   int preemptions_long = -1;
   const char* must_fail = nullptr;  // shown to be unsafe on purpose: why
-  bool long_only = false;
 };
 
 inline void prepare_full(std::initializer_list<uint64_t> keys) {
@@ -44,6 +43,69 @@ inline void reap_when_gone(uint32_t slot) {
 // The kernel's lock on a slot: taken without waiting.
 inline bool try_lock(uint32_t slot) { return cas_seq(world.extra[slot], 0, 1); }
 inline void unlock(uint32_t slot) { cas_seq(world.extra[slot], 1, 0); }
+
+// Duplicates of one key that two claimed at once go one by one, and each is found until it goes.
+inline void judge_duplicates() {
+  judge_world();
+  const Key key = key_of(A);
+  const Buckets buckets = buckets_of(world.view.geometry, key);
+  uint32_t gone = 0;
+  for (Found found = find_key(world.view, key, buckets); found.ready && !engine.failed();
+       found = find_key(world.view, key, buckets)) {
+    if (evict_block(world.view, setup_slot, found.handle) != Outcome::ok) return engine.fail("a duplicate stays");
+    ++gone;
+    judge_world();
+  }
+  if (gone > 2) engine.fail("%u records of one key", gone);
+}
+// A block marked as damaged, in time or too late, gives way to whoever claims its key.
+inline void judge_marked() {
+  judge_world();
+  for (uint32_t record = 0; record < world.view.geometry.record_count && !engine.failed(); ++record) {
+    const Block& block = world.view.block(record);
+    if (block_tag(load_acquire(block.state)) != BlockTag::ready || !is_damaged(block)) continue;
+    const Key key = read_key(block);
+    Client late(world.view, setup_slot);
+    uint64_t handle = 0;
+    Outcome outcome = Outcome::ok;
+    late.find(&key, 1, true, false, &handle, &outcome);
+    if (outcome == Outcome::ok) engine.fail("record %u is marked as damaged, and was pinned", record);
+    late.claim(&key, 1, small, &handle, &outcome);
+    if (outcome != Outcome::ok) engine.fail("LOST: record %u is marked as damaged and does not give way", record);
+    late.abandon(&handle, 1);
+  }
+}
+constexpr uint64_t sum_of(uint32_t part) { return 700 + part; }
+inline void write_part(uint64_t handle, uint32_t part) {
+  engine.plain_store(payload_word(part == 0 ? 0 : small - 8), content(A, part));
+  if (!write_sum(world.view, handle, part, make_sum_layout(small / 2, 2), sum_of(part))) {
+    engine.fail("the checksum of a part of a claimed block was refused");
+  }
+  report_part(world.view, handle, true);
+}
+inline void prepare_with_sums() {
+  Outcome outcome = Outcome::ok;
+  world.handles[0] = claim(A, small, outcome);
+  for (const uint32_t part : {0u, 1u}) write_part(world.handles[0], part);
+  publish(world.handles[0], 2);
+}
+// A hit on a block, and what its checksums say: those of its own life, all of them or none.
+inline void load_sums(uint64_t number, uint32_t parts) {
+  const Key key = key_of(number);
+  uint64_t handle = 0;
+  Outcome outcome = Outcome::ok;
+  mine().find(&key, 1, true, false, &handle, &outcome);
+  if (outcome != Outcome::ok) return;
+  const SumsRead read = read_sums(world.view, handle);
+  if (read.damaged || read.part_count != parts) {
+    engine.fail("a pinned block has checksums of %u parts, expected %u", read.part_count, parts);
+  }
+  for (uint32_t part = 0; part < parts; ++part) {
+    if (read.sums[part] != sum_of(part)) engine.fail("WRONG SUM of part %u", part);
+  }
+  check_payload(handle, number);
+  mine().unpin(&handle, 1);
+}
 
 inline void journal_event(uint64_t number) {
   Key key{};
@@ -135,7 +197,16 @@ inline std::vector<Scenario> living_scenarios() {
        judge_world, 3, -1},
       {"same_key", "two claims of one key, both written and published", {2}, [] {},
        {{"claimer 0", [] { store_block(A, small); }}, {"claimer 1", [] { store_block(A, small); }}},
-       judge_world, 3, -1},
+       judge_duplicates, 2, 4},
+      {"same_key_once", "as before: is only one record READY?", {2}, [] {},
+       {{"claimer 0", [] { store_block(A, small); }}, {"claimer 1", [] { store_block(A, small); }}},
+       [] {
+         for (const uint32_t record : {0u, 1u}) {
+           if (block_tag(load_acquire(world.view.block(record).state)) != BlockTag::ready) return;
+         }
+         engine.fail("two READY records of one key");
+       },
+       2, 2, "who claims a key looks before, not at the end: drift, I21 in FORMAT.md"},
       {"same_key_find", "two claims of one key | find+pin+read", {2}, [] {},
        {{"claimer 0", [] { store_block(A, small); }},
         {"claimer 1", [] { store_block(A, small); }},
@@ -146,7 +217,7 @@ inline std::vector<Scenario> living_scenarios() {
         {"claimer 1", [] { store_block(B, small); }},
         {"reader", [] { load_block(A); }}},
        judge_world, 1, 2},
-      {"free_bit", "give a claim back | try to claim the record", {1}, [] {},
+      {"free_bit", "give a claim back | try to claim the record", {1}, [] { prepare_full({A}); evict(world.handles[0]); },
        {{"owner",
          [] {
            const uint64_t handle = begin_claim(world.view, 0, 0);
@@ -157,7 +228,7 @@ inline std::vector<Scenario> living_scenarios() {
            const uint64_t handle = begin_claim(world.view, 1, 0);
            if (handle != 0) release_record(world.view, 0, block_state(BlockTag::claimed, 1, handle_generation(handle)));
          }}}},
-      {"free_bit_three", "as before, three at once", {1}, [] {},
+      {"free_bit_three", "as before, three at once", {1}, [] { prepare_full({A}); evict(world.handles[0]); },
        {{"owner", [] { if (const uint64_t h = begin_claim(world.view, 0, 0)) release_record(world.view, 0, block_state(BlockTag::claimed, 0, handle_generation(h))); }},
         {"other", [] { if (const uint64_t h = begin_claim(world.view, 1, 0)) release_record(world.view, 0, block_state(BlockTag::claimed, 1, handle_generation(h))); }},
         {"third", [] { if (const uint64_t h = begin_claim(world.view, 2, 0)) release_record(world.view, 0, block_state(BlockTag::claimed, 2, handle_generation(h))); }}}},
@@ -174,6 +245,61 @@ inline std::vector<Scenario> living_scenarios() {
       {"touch_evict", "touch | evict, claim another key", {1}, [] { prepare_full({A}); },
        {{"toucher", [] { mine().touch(&world.handles[0], 1); }},
         {"evictor", [] { if (evict(world.handles[0]) == Outcome::ok) store_block(C, small); }}}},
+  };
+}
+
+// -- blocks marked as damaged, checksums ------------------------------------------------------------------
+inline std::vector<Scenario> damage_scenarios() {
+  const auto damaged = [] { prepare_with_sums(); mark_damaged(world.view, world.handles[0]); };
+  return {
+      {"mark_find", "mark as damaged, tell | when told: find+pin", {1}, [] { prepare_full({A}); },
+       {{"marker", [] { mark_damaged(world.view, world.handles[0]); store_release(world.extra[0], 1); }},
+        {"reader",
+         [] { if (load_acquire(world.extra[0]) == 1 && load_block(A)) engine.fail("a marked block was pinned"); }}},
+       judge_marked},
+      {"mark_late", "mark as damaged | evict, claim another key, publish", {1}, [] { prepare_full({A}); },
+       {{"marker", [] { mark_damaged(world.view, world.handles[0]); }},
+        {"evictor", [] { if (evict(world.handles[0]) == Outcome::ok) store_block(B, small); }}},
+       judge_marked},
+      {"mark_replace", "find+pin+read+unpin | mark as damaged, claim the key again, publish", {1},
+       [] { prepare_full({A}); },
+       {{"reader", [] { load_block(A); }},
+        {"marker", [] { mark_damaged(world.view, world.handles[0]); store_block(A, small); }}},
+       judge_marked},
+      {"mark_claim", "two claims of the key of a damaged block, both published", {2}, damaged,
+       {{"claimer 0", [] { store_block(A, small); }}, {"claimer 1", [] { store_block(A, small); }}},
+       [] {
+         judge_duplicates();
+         for (const uint32_t record : {0u, 1u}) {
+           if (is_damaged(world.view.block(record)) && world.view.block(record).parts != 0) {
+             engine.fail("record %u kept the mark of its former life", record);
+           }
+         }
+       },
+       2, 3},
+      {"publish_sums", "claim, two writers with checksums report, publish | find+pin, checksums, read", {1}, [] {},
+       {{"claimer",
+         [] {
+           Outcome outcome = Outcome::ok;
+           const uint64_t handle = claim(A, small, outcome);
+           store_relaxed(world.extra[0], handle);  // a message to the worker; orders nothing
+           write_part(handle, 0);
+           publish(handle, 2);  // stays CLAIMED while the worker may still write
+         }},
+        {"worker",
+         [] {
+           const uint64_t handle = load_relaxed(world.extra[0]);
+           if (handle != 0) write_part(handle, 1);
+         }},
+        {"reader", [] { load_sums(A, 2); }}},
+       [] {
+         drop_claim(world.view, 0, world.lives.begin()->first, true);
+         judge_world();
+       },
+       2, 4},
+      {"reuse_sums", "find+pin, checksums, read of either key | claim another key without any in its place", {1},
+       prepare_with_sums,
+       {{"reader", [] { load_sums(A, 2); load_sums(B, 0); }}, {"claimer", [] { store_block(B, small); }}}},
   };
 }
 
@@ -279,7 +405,7 @@ inline std::vector<Scenario> death_scenarios() {
   };
 }
 
-// -- several reapers, attaches, the journal -------------------------------------------------------------
+// -- several reapers, repairs beside the living, attaches, the journal -------------------------------------------------------------
 inline void prepare_dead() {  // slot 3 died with a claim, an eviction and a pin
   prepare_attached(3);
   prepare_full({A, C});
@@ -316,6 +442,26 @@ inline std::vector<Scenario> table_scenarios() {
        {{"successor", [] { reap_client(world.view, 3); claim_as_three(); }},
         {"reaper", [] { reap_client(world.view, 3); }}},
        judge_reaped, -1, -1, "a late reaper takes the successor for the dead: the slot's lock is needed"},
+      {"reap_living", "reap | find+pin+read | claim another key, all in one arena", {2}, prepare_dead,
+       {{"reaper", [] { reap_client(world.view, 3); }},
+        {"reader", [] { load_block(C); }},
+        {"claimer", [] { store_block(B, small); }}},
+       judge_world, 1, 2},
+      {"rebuild_living", "rebuild all hints | evict, claim another key, publish", {1}, [] { prepare_full({A}); },
+       {{"supervisor", [] { rebuild_hints(world.view); }},
+        {"evictor", [] { if (evict(world.handles[0]) == Outcome::ok) store_block(B, small); }}}},
+      {"rebuild_claims", "rebuild all hints | claim and give back | claim", {1}, [] {},
+       {{"supervisor", [] { rebuild_hints(world.view); }},
+        {"owner",
+         [] {
+           Outcome outcome = Outcome::ok;
+           const uint64_t handle = claim(A, small, outcome);
+           if (handle == 0) return;
+           write_payload(handle, A);
+           mine().abandon(&handle, 1);
+         }},
+        {"other", [] { store_block(C, small); }}},
+       judge_world, 2, 3},
       {"attach_two", "two attaches over one slot table, slot 0 left by a dead client", {1},
        [] { prepare_attached(0); prepare_full({A}); set_pin(world.view, 0, world.handles[0]); },
        {{"client 0", attach_somewhere}, {"client 1", attach_somewhere}},
@@ -336,10 +482,11 @@ inline std::vector<Scenario> table_scenarios() {
          if (!read_event(world.view, 1, entry) || !read_event(world.view, 2, entry)) engine.fail("an event is lost");
        },
        2, -1},
-      {"journal_lap", "append three times into a ring of one | read", {1, 1, true}, [] {},
-       {{"writer", [] { journal_event(1); journal_event(2); journal_event(3); }},
-        {"reader", [] { read_journal(1); read_journal(2); read_journal(3); }}},
-       [] {}},
+      {"journal_lap", "append twice over an older event in a ring of one | read the middle one", {1, 1, true},
+       [] { journal_event(1); },
+       {{"writer", [] { journal_event(2); journal_event(3); }},
+        {"reader", [] { read_journal(2); }}},
+       [] {}, 2, 4},
       {"journal_lapped_writer", "two writers a whole turn of the ring apart | read", {1, 1, true}, [] {},
        {{"writer 0", [] { journal_event(1); }},
         {"writer 1", [] { journal_event(2); }},

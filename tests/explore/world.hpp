@@ -95,9 +95,16 @@ inline void build_world(const Shape& shape) {
   const uint8_t fingerprint[32] = {1};
   world.name_space = register_namespace(world.view, {fingerprint, "explored", 8, 0, 0, 1, nullptr, 0});
   if (A == 0) std::tie(A, B) = find_twins();
-  // Counters and the bytes of a namespace without limits decide nothing.
+  // Counters and the bytes of namespaces without limits decide nothing.
   engine.leave_out(&world.view.counter_value(0), sizeof(CounterValue) * counter_count);
-  engine.leave_out(&world.view.name_space(namespace_slot(world.name_space)).resident_bytes, 8);
+  for (uint32_t slot = 0; slot < namespace_count; ++slot) {
+    engine.leave_out(&world.view.name_space(slot).resident_bytes, 8);
+  }
+  for (uint32_t record = 0; record < shape.records; ++record) {
+    const Block& block = world.view.block(record);
+    engine.leave_out(&block.key[2], 16);  // 0 in every key here
+    engine.leave_out(&block.claimed_at_ns, 16);  // for people
+  }
   if (!shape.journal) {
     engine.leave_out(&world.view.header().journal_head, 8);
     engine.leave_out(&world.view.journal(0), sizeof(JournalEntry) * shape.journal_entries);

@@ -28,7 +28,7 @@ FREE, CLAIMED, READY = 0, 1, 2
 @pytest.fixture
 def cache(arena_name: Callable[..., str]) -> Iterator[Cache]:
     """An arena with three published blocks (the first pinned, the last evicted) and a claimed one."""
-    fence = namespace_of({"model": "stranger"}, label="stranger's", maximum_bytes=1 << 20)
+    fence = namespace_of({"model": "stranger"}, label="stranger's", maximum_bytes=1 << 17)
     with Cache.attach(
         arena_name(), namespace=fence, engine_id=b"engine-1", label="the label", mode=Mode.SAVE_ONLY
     ) as opened:
@@ -115,7 +115,7 @@ def test_namespaces(cache: Cache, stranger: Stranger) -> None:
     for name in ("reserved_bytes", "maximum_bytes", "resident_bytes", "created_at_ns"):
         assert seen[name] == number(row[name]), name
     assert "stranger's" == text(row["label"]) == seen["label"]
-    assert 1 << 20 == seen["maximum_bytes"]
+    assert 1 << 17 == seen["maximum_bytes"]
     assert 3 * 8192 == seen["resident_bytes"]  # two READY and one CLAIMED, of two pages each
 
 

@@ -175,11 +175,22 @@ PLANTINGS: dict[int, list[Planting]] = {
     24: [bit(lambda hand: hand.ready[0], on=True)],
     25: [moved, word(lambda hand: hand.entry(5), 0xFFFFFF | 1 << 24 | 1 << 40)],
     26: [clogged],
+    27: [
+        word(table("namespaces", 40), 1 << 40),
+        word(table("namespaces", 48), 4 * 64 * 1024 + 1),
+    ],
     28: [
         changed(lambda hand: hand.spill(0), lambda state: state | 0x30),
         changed(lambda hand: hand.spill(0), lambda state: state | 200 << 8),
         word(lambda hand: hand.spill(1, 48), 77),
         word(lambda hand: hand.spill(2, 40), 0),
         changed(lambda hand: hand.spill(3, 8), lambda key: key ^ 1),
+    ],
+    29: [
+        word(ready(88), 1 << 48 | PAYLOAD_BYTES + 1),
+        word(ready(88), 9 << 48 | 8),
+        word(ready(88), 1 << 48),
+        word(ready(88), 1 << 57),
+        word(ready(88), 1 << 56 | 2 << 48 | PAYLOAD_BYTES),
     ],
 }  # fmt: skip

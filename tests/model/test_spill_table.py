@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import random
 from collections.abc import Iterator
 
@@ -13,6 +15,7 @@ from pegashm import _native, fsck
 from pegashm._native import MISSING, OK, SPILLED
 from pegashm.cache import Cache
 from pegashm.keys import namespace_of
+from pegashm.names import control_path
 
 from tests.arenas import Shape, temporary_arena
 
@@ -141,6 +144,33 @@ def test_a_new_writer_begins_with_nothing(cache: Cache, table: _native.SpillTabl
     successor.set_usable(1)
     assert successor.store(rows_of(list(range(RECORDS)), cache.namespace_id)).all()
     assert [SPILLED] * RECORDS == outcomes(cache, list(range(RECORDS)))
+
+
+def test_a_record_that_damage_lists_again_is_not_freed_twice(
+    cache: Cache, table: _native.SpillTable
+) -> None:
+    """A free record whose word says "stored": its key is a miss for us, and every record is still used once."""
+    rows = rows_of([1], cache.namespace_id)
+    table.store(rows)
+    descriptor = os.open(control_path(cache.name), os.O_RDWR)
+    with mmap.mmap(descriptor, 0) as control:
+        os.close(descriptor)
+        offset = cache.region.header["spill_offset"]
+        words = [offset + 128 * index for index in range(RECORDS)]
+        stored = next(at for at in words if control[at] == 1)
+        entry = next(
+            at
+            for at in range(cache.region.header["buckets_offset"], offset, 8)
+            if control[at : at + 8] != bytes(8)
+        )
+        before = control[stored : stored + 8], control[entry : entry + 8]
+        assert 1 == table.forget(rows)
+        control[stored : stored + 8], control[entry : entry + 8] = before
+    assert [SPILLED] == outcomes(cache, [1])
+    assert 1 == table.forget(rows)
+    assert table.store(rows_of(list(range(RECORDS)), cache.namespace_id)).all()
+    assert [SPILLED] * RECORDS == outcomes(cache, list(range(RECORDS)))
+    assert RECORDS == table.drop(0, 0, RECORDS * BYTES)
 
 
 def test_what_cannot_be_is_refused(cache: Cache, table: _native.SpillTable) -> None:

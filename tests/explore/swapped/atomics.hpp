@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "engine.hpp"
+#include "planted.hpp"
 
 namespace pegashm {
 

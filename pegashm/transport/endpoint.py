@@ -1,0 +1,113 @@
+"""Where does the transport worker listen, and who may speak to it?
+
+On `ipc://DIR/transport.sock`, in a folder of its own that nobody else may enter (0700; 0750 and the group's with
+--group). The folder is the service manager's where it gives one, else in /run for root, the user's runtime
+folder, or /tmp. libzmq asks the kernel who is at the other end of each connection: only the worker's own user,
+root, and members of the group are let in. The path stands in the region's header, for engines to find.
+
+Called by the worker, which holds the arena's TRANSPORT lock: a socket file that is there is a dead worker's.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import Final
+
+import zmq
+
+from pegashm._native import TRANSPORT_PATH_BYTES
+from pegashm.errors import ConfigError, ResourceError
+from pegashm.transport.messages import MESSAGE_BYTES_MAX
+
+__all__ = ["Endpoint", "runtime_directory"]
+
+SOCKET_NAME: Final = "transport.sock"
+# Requests and answers of one connection that may wait; beyond that libzmq holds the sender or we drop.
+_QUEUE_MESSAGES: Final = 256
+
+
+def runtime_directory(name: str) -> str:
+    """The folder of an arena's socket; it need not exist."""
+    uid = os.geteuid()
+    given = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]  # systemd may give several
+    if given:
+        return given
+    if uid == 0:
+        return f"/run/pegashm/{name}"
+    if os.environ.get("XDG_RUNTIME_DIR"):
+        return f"{os.environ['XDG_RUNTIME_DIR']}/pegashm/{name}"
+    return f"/tmp/pegashm-{uid}/{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A bound ROUTER and the path it listens on."""
+
+    path: str
+    router: zmq.Socket[bytes]
+
+    @classmethod
+    def listen(cls, context: zmq.Context[zmq.Socket[bytes]], name: str, gid: int | None) -> Endpoint:
+        """Make the folder and bind. ResourceError or ConfigError when that cannot be done safely."""
+        folder = runtime_directory(name)
+        path = f"{folder}/{SOCKET_NAME}"
+        if len(os.fsencode(path)) > TRANSPORT_PATH_BYTES:
+            raise ConfigError(
+                f"the transport worker's socket {path} has a path of {len(os.fsencode(path))} bytes, at most "
+                f"{TRANSPORT_PATH_BYTES} can be used: set XDG_RUNTIME_DIR (or RUNTIME_DIRECTORY) to a shorter folder"
+            )
+        _make_folder(folder, gid)
+        router = context.socket(zmq.ROUTER)
+        try:
+            router.setsockopt(zmq.LINGER, 0)
+            router.setsockopt(zmq.SNDHWM, _QUEUE_MESSAGES)
+            router.setsockopt(zmq.RCVHWM, _QUEUE_MESSAGES)
+            router.setsockopt(zmq.MAXMSGSIZE, MESSAGE_BYTES_MAX)
+            for uid in {os.geteuid(), 0}:
+                router.setsockopt(zmq.IPC_FILTER_UID, uid)
+            if gid is not None:
+                router.setsockopt(zmq.IPC_FILTER_GID, gid)
+            try:
+                router.bind(f"ipc://{path}")
+            except zmq.ZMQError as error:
+                raise ResourceError(f"cannot listen on {path}: {error}") from error
+            _restrict(path, 0o600 if gid is None else 0o660, gid)
+        except BaseException:
+            router.close(linger=0)
+            raise
+        return cls(path, router)
+
+    def close(self) -> None:
+        """Stop listening. The socket file stays when we are killed; the next worker replaces it."""
+        self.router.close(linger=0)
+
+
+def _make_folder(folder: str, gid: int | None) -> None:
+    try:
+        os.makedirs(os.path.dirname(folder), mode=0o755, exist_ok=True)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        facts = os.lstat(folder)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot make {folder} for the transport worker's socket: {error.strerror}. Set XDG_RUNTIME_DIR (or "
+            "RUNTIME_DIRECTORY) to a folder of this user's"
+        ) from error
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+        raise ResourceError(
+            f"{folder} is not a folder of uid {os.geteuid()} (it belongs to uid {facts.st_uid}): somebody else made "
+            f"it. Remove it, or set XDG_RUNTIME_DIR (or RUNTIME_DIRECTORY) to a folder of this user's"
+        )
+    _restrict(folder, 0o700 if gid is None else 0o750, gid)
+
+
+def _restrict(path: str, mode: int, gid: int | None) -> None:
+    try:
+        if gid is not None:
+            os.chown(path, -1, gid)
+        os.chmod(path, mode)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot set owner and mode {mode:04o} of {path}: {error.strerror}. Is this user a member of --group?"
+        ) from error
