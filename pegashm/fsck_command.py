@@ -22,7 +22,7 @@ from pegashm.errors import (
 )
 from pegashm.fsck import check_name, repair_name
 
-__all__ = ["run"]
+__all__ = ["run", "run_spill"]
 
 _CANNOT_TELL: Final = 2
 
@@ -36,20 +36,31 @@ def run(name: str, *, with_repair: bool, live: bool | None, as_json: bool) -> in
             else:
                 report = check_name(name, live=live, progress=display.show)
     except (PegaShmError, OSError) as error:
-        reason = _reason(name, error)
-        if as_json:
-            told = {
-                "tool": "pegashm-fsck",
-                "name": name,
-                "exit_status": _CANNOT_TELL,
-                "error": reason,
-            }
-            click.echo(json.dumps(told))
-        else:
-            click.echo(f"cannot check: {reason}", err=True)
-        return _CANNOT_TELL
+        return _cannot({"name": name}, _reason(name, error), as_json=as_json)
     click.echo(json.dumps(report.as_json()) if as_json else "\n".join(report.lines()))
     return report.exit_status
+
+
+def run_spill(path: str, *, payloads: bool, as_json: bool) -> int:
+    """Check the spill file at `path`, print what was found; the exit status."""
+    from pegashm.spill.survey import survey
+
+    try:
+        with _Display() as display:
+            seen = survey(path, payloads=payloads, progress=display.show)
+    except (PegaShmError, OSError) as error:
+        return _cannot({"spill": path}, str(error), as_json=as_json)
+    click.echo(json.dumps(seen.as_json()) if as_json else "\n".join(seen.lines()))
+    return seen.exit_status
+
+
+def _cannot(what: dict[str, str], reason: str, *, as_json: bool) -> int:
+    if as_json:
+        told = {"tool": "pegashm-fsck", **what, "exit_status": _CANNOT_TELL, "error": reason}
+        click.echo(json.dumps(told))
+    else:
+        click.echo(f"cannot check: {reason}", err=True)
+    return _CANNOT_TELL
 
 
 def _reason(name: str, error: Exception) -> str:
