@@ -2,7 +2,8 @@
 
 vLLM asks key by key; the first question of a step about a request is answered for all of its keys at once,
 pinned, and the rest from what was found. Pins that no load takes over are dropped when the step ends.
-Whatever goes wrong here is a miss: no exception reaches the engine, and nothing waits.
+Whatever goes wrong here is a miss: no exception reaches the engine, and nothing waits. A request may: what is on SSD is
+a hit to be, until it is in memory or the request's deadline has passed (`promotions.py`); it keeps its pins meanwhile.
 
 A claim is given back only when every worker has reported its part: a job that vLLM has forgotten (reset_cache) may
 still be writing. Such claims are kept in `_stray` until then; if the engine dies first, they are reaped.
@@ -35,12 +36,14 @@ from pegashm import _native
 from pegashm.cache import Cache, Mode
 from pegashm.connector.attachment import Attachment
 from pegashm.connector.jobs import ArenaBlocks
+from pegashm.connector.promotions import Promotions
 from pegashm.connector.requests import (
     RequestState,
     keys_tail_to_head,
     request_state,
     wants,
 )
+from pegashm.connector.settings import SPILL_DEADLINE_MS
 from pegashm.connector.stats import Tally
 from pegashm.payload_sums import Checksums, has_sums
 
@@ -92,6 +95,7 @@ class PegaShmManager(OffloadingManager):
         writers: int,
         events: bool,
         checksums: Checksums = Checksums.OFF,
+        spill_deadline_ms: int = SPILL_DEADLINE_MS,
     ) -> None:
         self._attachment = attachment
         self._mode = mode
@@ -100,7 +104,13 @@ class PegaShmManager(OffloadingManager):
         self._checksums = checksums
         self._events: list[OffloadingEvent] | None = [] if events else None
         self._tally = Tally()
-        self._looked_up: list[RequestState] = []
+        self._promotions = Promotions(
+            deadline_ms=0 if mode is Mode.SAVE_ONLY else spill_deadline_ms,
+            chunk_bytes=chunk_bytes,
+            tally=self._tally,
+        )
+        self._promotions.follow(attachment.cache)
+        self._looked_up: dict[RequestState, None] = {}
         self._loading: dict[str, RequestState] = {}
         self._storing: dict[OffloadKey, int] = {}
         self._stray: list[int] = []
@@ -118,11 +128,18 @@ class PegaShmManager(OffloadingManager):
         if self._cache is None or self._mode is Mode.SAVE_ONLY:
             return LookupResult.MISS
         state = request_state(req_context)
-        if key not in state.found and key not in state.missing:
+        if state.wait is not None:
+            self._go_on_waiting(self._cache, state, req_context)
+        if not state.knows(key):
             if not self._may_load(state, req_context):
                 return LookupResult.MISS
             self._find(self._cache, key, state, req_context)
-        return LookupResult.HIT if key in state.found else LookupResult.MISS
+        if key in state.found:
+            return LookupResult.HIT
+        if key in state.spilled:
+            self._promotions.want(req_context.req_id, state, key)
+            return LookupResult.HIT_PENDING
+        return LookupResult.MISS
 
     def _may_load(self, state: RequestState, context: ReqContext) -> bool:
         return (
@@ -135,22 +152,43 @@ class PegaShmManager(OffloadingManager):
         self, cache: Cache, key: OffloadKey, state: RequestState, context: ReqContext
     ) -> None:
         """Look up `key` and, in the same call, what vLLM will ask about next."""
-        if not state.found and not state.missing:
-            self._looked_up.append(state)
+        self._looked_up[state] = None
         if state.follows_a_lookup(key, context):  # a sliding window, from the end
-            keys = [k for k in state.backward(key, context) if k not in state.found]
+            keys = [k for k in state.backward(key, context) if not state.is_hit(k)]
             handles, outcomes = cache.find(keys, pin=True)
         else:
-            keys = [k for k in state.onward(key, context) if k not in state.found]
+            keys = [k for k in state.onward(key, context) if not state.is_hit(k)]
             handles, outcomes = cache.find_prefix(keys, pin=True)
         if self._checksums is Checksums.REQUIRED:
             self._leave_without_sums(cache, handles, outcomes)
-        self._tally.found(outcomes)
-        for asked, handle in zip(keys, handles.tolist(), strict=False):
+        if state.wait is None:  # or they have been counted when it began
+            self._tally.found(outcomes)
+        to_be = _native.SPILLED in outcomes and self._may_wait(state, context)
+        for asked, handle, outcome in zip(keys, handles.tolist(), outcomes.tolist(), strict=False):
             if handle:
                 state.found[asked] = handle
+            elif to_be and outcome == _native.SPILLED and asked not in state.refused:
+                state.spilled.add(asked)
             else:
                 state.missing.add(asked)
+
+    def _may_wait(self, state: RequestState, context: ReqContext) -> bool:
+        """Whether blocks on SSD are hits to be for this request."""
+        return context.load_tier_filter.allows(
+            Medium.STORAGE, Locality.LOCAL
+        ) and self._promotions.may_wait(state)
+
+    def _go_on_waiting(self, cache: Cache, state: RequestState, context: ReqContext) -> None:
+        """Look for what has been answered; or, after its deadline, for everything anew."""
+        self._promotions.poll()
+        if self._promotions.gave_up(context.req_id, state):
+            self._drop(state)
+        elif state.wait is not None and state.wait.back:
+            keys = list(state.wait.back)
+            handles, outcomes = cache.find(keys, pin=True)
+            if self._checksums is Checksums.REQUIRED:
+                self._leave_without_sums(cache, handles, outcomes)
+            self._promotions.looked_again(state, keys, handles.tolist())
 
     def _leave_without_sums(self, cache: Cache, handles: Any, outcomes: Any) -> None:
         """A block that says nothing about its bytes is a miss to an engine that requires it."""
@@ -159,8 +197,10 @@ class PegaShmManager(OffloadingManager):
         handles[without] = 0
         outcomes[without] = _native.MISSING
 
+    @_miss_on_error(lambda *args, **kwargs: CacheHitSource.HOST)
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
-        return CacheHitSource.HOST
+        promoted = key in request_state(req_context).promoted
+        return CacheHitSource.DISK if promoted else CacheHitSource.HOST
 
     @_miss_on_error(lambda self, keys, req_context: _nothing(len(keys)))
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
@@ -171,11 +211,14 @@ class PegaShmManager(OffloadingManager):
         cache = self._cache
         state = request_state(req_context)
         state.loads += 1
+        self._promotions.end(req_context.req_id)
         handles = np.array([state.found.pop(key, 0) for key in keys], dtype=np.uint64)
         state.loading.update(zip(keys, handles.tolist(), strict=True))
         self._loading[req_context.req_id] = state
         if cache is None:
             return _nothing(len(keys))
+        ssd = sum(key in state.promoted for key in keys)
+        self._tally.loaded(memory=len(handles) - ssd, ssd=ssd)
         offsets, sizes = cache.locate(handles)
         handles[sizes != self._chunk_bytes] = 0
         cache.touch(handles[::-1])
@@ -195,6 +238,10 @@ class PegaShmManager(OffloadingManager):
     def on_request_finished(self, req_context: ReqContext) -> None:
         """Its blocks were used, in the engine's own cache too. Tail first: a block is useless when an
         earlier one of its chain is gone, so the head must count as used last."""
+        state = request_state(req_context)
+        if state.wait is not None:
+            self._promotions.end(req_context.req_id)
+            self._drop(state)
         if self._cache is not None:
             self._cache.touch_keys(keys_tail_to_head(req_context))
 
@@ -263,14 +310,16 @@ class PegaShmManager(OffloadingManager):
 
     @_miss_on_error(lambda *args, **kwargs: None)
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
-        for state in self._looked_up:
-            self._unpin(state.found.values())
-            state.found.clear()
-            state.missing.clear()
-        self._looked_up.clear()
+        for request_id in context.new_req_ids:
+            self._promotions.end(request_id)  # it runs: what it waited for is of no use to it
+        self._promotions.end_step()
+        for state in tuple(self._looked_up):
+            if state.wait is None or not state.wait.is_asleep:
+                self._drop(state)
         self._return_strays()
         if self._attachment.look():
             self._forget_handles()
+            self._promotions.follow(self._cache)
 
     def get_stats(self) -> OffloadingConnectorStats | None:
         return self._tally.take()
@@ -288,6 +337,9 @@ class PegaShmManager(OffloadingManager):
         """
         self._resets += 1
         try:
+            self._promotions.end_all()
+            for state in tuple(self._looked_up):
+                self._drop(state)
             for state in self._loading.values():
                 self._unpin(state.loading.values())
                 state.loading.clear()
@@ -296,9 +348,11 @@ class PegaShmManager(OffloadingManager):
             self._storing.clear()
         finally:
             self._attachment.enter_fresh_namespace()
+            self._promotions.follow(self._cache)
 
     @_miss_on_error(lambda *args, **kwargs: None)
     def shutdown(self) -> None:
+        self._promotions.close()
         self._attachment.close()
 
     # -- inside ----------------------------------------------------------------------------------------
@@ -306,6 +360,14 @@ class PegaShmManager(OffloadingManager):
     def _unpin(self, handles: Iterable[int]) -> None:
         if self._cache is not None:
             self._cache.unpin(np.fromiter(handles, dtype=np.uint64))
+
+    def _drop(self, state: RequestState) -> None:
+        """The step's lookups are over: what was found and not loaded is let go."""
+        self._looked_up.pop(state, None)
+        try:
+            self._unpin(state.found.values())
+        finally:
+            state.clear()
 
     def _evict_damaged(self, loaded: list[int]) -> None:
         """Blocks that a worker of ours, or of anybody's, found damaged, now that our pins are dropped. One
@@ -330,6 +392,9 @@ class PegaShmManager(OffloadingManager):
 
     def _forget_handles(self) -> None:
         """The arena is another one: handles of the old one mean nothing."""
+        for state in self._looked_up:
+            state.clear()
+        self._looked_up.clear()
         for state in self._loading.values():
             state.loading.clear()
         self._loading.clear()

@@ -1,14 +1,20 @@
 """What does one request hold in the cache at the moment? Kept in vLLM's per-request scratch space.
 
 `found`: pinned by lookups of the current step, not yet part of a load; dropped when the step ends.
+While the request waits for blocks on SSD (`promotions.py`), it is kept from step to step.
 `loading`: pinned for a load job until vLLM says that it completed.
 Also the request's keys in order, so that the first lookup of a step can ask for many at once.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vllm.v1.kv_offload.base import OffloadKey, ReqContext
+
+if TYPE_CHECKING:
+    from pegashm.connector.promotions import Wait
 
 __all__ = ["RequestState", "keys_tail_to_head", "request_state", "wants"]
 
@@ -16,19 +22,45 @@ _BATCH: Final = 64
 _GROUP_BYTES: Final = 4
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RequestState:
     """Handles by key; `loads`: how many load jobs this request has had; `resets_before`: how often the cache had
-    been reset when the request came."""
+    been reset when the request came.
+
+    Of keys on SSD, `spilled`: hits to be; `asked`: of those, what the worker was asked for; `promoted`: what came into
+    memory for us; `refused`: what did not. `wait`: while it waits; `waits`: how often it has; `gave_up`: its
+    deadline passed once.
+    """
 
     found: dict[OffloadKey, int] = field(default_factory=dict)
     missing: set[OffloadKey] = field(default_factory=set)
+    spilled: set[OffloadKey] = field(default_factory=set)
     loading: dict[OffloadKey, int] = field(default_factory=dict)
     loads: int = 0
     resets_before: int = 0
+    asked: set[OffloadKey] = field(default_factory=set)
+    promoted: set[OffloadKey] = field(default_factory=set)
+    refused: set[OffloadKey] = field(default_factory=set)
+    wait: Wait | None = None
+    waits: int = 0
+    gave_up: bool = False
     _groups: dict[bytes, list[OffloadKey]] = field(default_factory=dict)
     _places: dict[OffloadKey, int] = field(default_factory=dict)
     _known: int = 0
+
+    def is_hit(self, key: OffloadKey) -> bool:
+        """Whether it was found in this step, or is to be."""
+        return key in self.found or key in self.spilled
+
+    def knows(self, key: OffloadKey) -> bool:
+        """Whether it was looked up in this step."""
+        return self.is_hit(key) or key in self.missing
+
+    def clear(self) -> None:
+        """Forget the step's lookups; the pins are the caller's business."""
+        self.found.clear()
+        self.missing.clear()
+        self.spilled.clear()
 
     def onward(self, key: OffloadKey, context: ReqContext) -> list[OffloadKey]:
         """`key` and those that follow it in its KV group, as far as vLLM has told us the order."""
@@ -45,8 +77,7 @@ class RequestState:
         group, place = self._group(key, context)
         if place + 1 >= len(group):
             return False
-        later = group[place + 1]
-        return later in self.found or later in self.missing
+        return self.knows(group[place + 1])
 
     def _group(self, key: OffloadKey, context: ReqContext) -> tuple[list[OffloadKey], int]:
         positions = _positions(context)

@@ -16,15 +16,25 @@ from pegashm.names import check_name
 from pegashm.payload_sums import Checksums, checksums_of
 from pegashm.units import parse_bytes
 
-__all__ = ["Settings", "settings_of"]
+__all__ = ["SPILL_DEADLINE_MS", "Settings", "settings_of"]
 
+SPILL_DEADLINE_MS: Final = 1000
+_SPILL_DEADLINE_MS_MAX: Final = 60_000
 _MODES: Final = {
     "read-write": Mode.READ_WRITE,
     "save-only": Mode.SAVE_ONLY,
     "load-only": Mode.LOAD_ONLY,
 }
 _OURS: Final = frozenset(
-    {"mode", "weights_version", "reserved_bytes", "maximum_bytes", "copy_threads", "checksums"}
+    {
+        "mode",
+        "weights_version",
+        "reserved_bytes",
+        "maximum_bytes",
+        "copy_threads",
+        "checksums",
+        "spill_deadline_ms",
+    }
 )
 _VLLM: Final = frozenset(
     {
@@ -46,6 +56,7 @@ class Settings:
     `arena`: name from PEGASHM_ARENA. `required`: no arena at start is an error (PEGASHM_REQUIRED=1), not a
     warning. `weights_version`: replaces the digest of the weights in the namespace. Quotas in bytes, 0: none.
     `checksums`: of blocks in memory, from the extra config or else PEGASHM_CHECKSUMS; None: what spec.py says.
+    `spill_deadline_ms`: how long a request waits for its blocks on SSD before it is computed; 0: it never does.
     """
 
     arena: str
@@ -56,6 +67,7 @@ class Settings:
     maximum_bytes: int = 0
     copy_threads: int = 1
     checksums: Checksums | None = None
+    spill_deadline_ms: int = SPILL_DEADLINE_MS
 
     def __post_init__(self) -> None:
         if not self.arena:
@@ -66,6 +78,11 @@ class Settings:
         check_name(self.arena)
         if not 1 <= self.copy_threads <= 64:
             raise ConfigError(f"copy_threads must be 1 to 64, got {self.copy_threads}")
+        if not 0 <= self.spill_deadline_ms <= _SPILL_DEADLINE_MS_MAX:
+            raise ConfigError(
+                f"spill_deadline_ms must be 0 (never wait for SSD) to {_SPILL_DEADLINE_MS_MAX}, "
+                f"got {self.spill_deadline_ms}"
+            )
 
 
 def settings_of(extra: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Settings:
@@ -90,8 +107,9 @@ def settings_of(extra: Mapping[str, Any], environment: Mapping[str, str] | None 
         weights_version=None if version is None else str(version),
         reserved_bytes=_bytes(extra, "reserved_bytes"),
         maximum_bytes=_bytes(extra, "maximum_bytes"),
-        copy_threads=_count(extra, "copy_threads"),
+        copy_threads=_count(extra, "copy_threads", 1),
         checksums=_checksums(extra, environment),
+        spill_deadline_ms=_count(extra, "spill_deadline_ms", SPILL_DEADLINE_MS),
     )
 
 
@@ -102,8 +120,8 @@ def _bytes(extra: Mapping[str, Any], key: str) -> int:
     return parse_bytes(value)
 
 
-def _count(extra: Mapping[str, Any], key: str) -> int:
-    value = extra.get(key, 1)
+def _count(extra: Mapping[str, Any], key: str, default: int) -> int:
+    value = extra.get(key, default)
     if isinstance(value, bool) or not str(value).isdecimal():
         raise ConfigError(f"{key} must be a whole number, got {value!r}")
     return int(value)

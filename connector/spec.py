@@ -74,6 +74,7 @@ class PegaShmOffloadingSpec(OffloadingSpec):
             writers=self._layout.cells,
             events=self.kv_events_config.enable_kv_cache_events,
             checksums=self._checksums,
+            spill_deadline_ms=self._settings.spill_deadline_ms,
         )
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:

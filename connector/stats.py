@@ -12,7 +12,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
-from vllm.v1.kv_offload.base import OffloadingCounterMetadata, OffloadingMetricMetadata
+from vllm.v1.kv_offload.base import (
+    OffloadingCounterMetadata,
+    OffloadingHistogramMetadata,
+    OffloadingMetricMetadata,
+)
 
 from pegashm import _native
 
@@ -20,11 +24,14 @@ __all__ = ["METRICS", "Tally"]
 
 _LOOKUPS: Final = "vllm:pegashm_lookups"
 _STORES: Final = "vllm:pegashm_stores"
+_LOADS: Final = "vllm:pegashm_loads"
+_PROMOTIONS: Final = "vllm:pegashm_promotions"
+_WAITED: Final = "vllm:pegashm_promotion_wait_seconds"
 
 METRICS: Final[Mapping[str, OffloadingMetricMetadata]] = {
     _LOOKUPS: OffloadingCounterMetadata(
-        documentation="Blocks looked up in the arena, by result: hit, miss, or pending (another engine is "
-        "storing it just now).",
+        documentation="Blocks looked up in the arena, by result: hit, miss, pending (another engine is "
+        "storing it just now) or spilled (on SSD; see promotions for what came of it).",
         labelnames=("result",),
     ),
     _STORES: OffloadingCounterMetadata(
@@ -32,8 +39,27 @@ METRICS: Final[Mapping[str, OffloadingMetricMetadata]] = {
         "storing it), no_space, quota, too_large or index_full; the last four are dropped.",
         labelnames=("result",),
     ),
+    _LOADS: OffloadingCounterMetadata(
+        documentation="Blocks that loads took, by where they were when the request came: memory or ssd.",
+        labelnames=("tier",),
+    ),
+    _PROMOTIONS: OffloadingCounterMetadata(
+        documentation="Blocks on SSD that requests waited for, by result: ok, or why it became a miss: missing (not on "
+        "SSD any more), no_space, overloaded, failed (the device, or the checksum), late (the deadline passed), lost "
+        "(the transport worker ended), evicted (again, before it was used) or not_asked (no worker, too much at once).",
+        labelnames=("result",),
+    ),
+    _WAITED: OffloadingHistogramMetadata(
+        documentation="Time that requests waited for blocks on SSD, in seconds.",
+        buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    ),
 }
-_FOUND: Final = {_native.OK: "hit", _native.MISSING: "miss", _native.PENDING: "pending"}
+_FOUND: Final = {
+    _native.OK: "hit",
+    _native.MISSING: "miss",
+    _native.PENDING: "pending",
+    _native.SPILLED: "spilled",
+}
 _CLAIMED: Final = {
     _native.OK: "claimed",
     _native.EXISTS: "exists",
@@ -50,6 +76,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, str]] = Counter()
+        self._waits: list[float] = []
 
     def found(self, outcomes: NDArray[np.uint8]) -> None:
         self._add(_LOOKUPS, _FOUND, outcomes)
@@ -57,17 +84,33 @@ class Tally:
     def claimed(self, outcomes: NDArray[np.uint8]) -> None:
         self._add(_STORES, _CLAIMED, outcomes)
 
+    def loaded(self, *, memory: int, ssd: int) -> None:
+        self._count(_LOADS, "memory", memory)
+        self._count(_LOADS, "ssd", ssd)
+
+    def promoted(self, result: str, amount: int) -> None:
+        self._count(_PROMOTIONS, result, amount)
+
+    def waited(self, seconds: float) -> None:
+        self._waits.append(seconds)
+
     def take(self) -> OffloadingConnectorStats | None:
         """What there is to report, which is then forgotten."""
-        if not self._counts:
+        if not self._counts and not self._waits:
             return None
         stats = OffloadingConnectorStats()
         for (metric, result), amount in self._counts.items():
             stats.increase_counter(metric, amount, (result,))
+        for seconds in self._waits:
+            stats.observe_histogram(_WAITED, seconds)
         self._counts.clear()
+        self._waits.clear()
         return stats
 
     def _add(self, metric: str, names: Mapping[int, str], outcomes: NDArray[np.uint8]) -> None:
         for outcome, amount in enumerate(np.bincount(outcomes).tolist()):
-            if amount:
-                self._counts[metric, names.get(outcome, "other")] += amount
+            self._count(metric, names.get(outcome, "other"), amount)
+
+    def _count(self, metric: str, result: str, amount: int) -> None:
+        if amount:
+            self._counts[metric, result] += amount

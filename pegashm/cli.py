@@ -15,7 +15,14 @@ from typing import Any, Final, TypeVar
 import click
 
 from pegashm import __version__
-from pegashm.config import HUGE_PAGE_BYTES, ServeConfig, parse_numa, read_file
+from pegashm.config import (
+    HUGE_PAGE_BYTES,
+    SPILL_ADMISSIONS,
+    ServeConfig,
+    SpillConfig,
+    parse_numa,
+    read_file,
+)
 from pegashm.errors import ConfigError, PegaShmError
 from pegashm.units import parse_bytes
 
@@ -58,6 +65,7 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
 
 
 _SIZE: Final = _parsed(parse_bytes)
+_SPILL_DEFAULTS: Final = SpillConfig(paths=("/",), file_bytes=1 << 40)  # only for its other fields
 _NUMA: Final = _parsed(parse_numa)
 
 
@@ -204,6 +212,93 @@ def main() -> None:
     help="Threads that fill memory. Default: one a processor, at most 8.",
 )
 @click.option(
+    "--spill",
+    multiple=True,
+    envvar="PEGASHM_SPILL",
+    show_envvar=True,
+    metavar="PATH",
+    help="Keep blocks on SSD too, in this file, made when it is not there. Several for several devices "
+    "(in the variable: with spaces between them; in the file: a list).",
+)
+@click.option(
+    "--spill-size",
+    type=_SIZE,
+    metavar="SIZE",
+    envvar="PEGASHM_SPILL_SIZE",
+    show_envvar=True,
+    help="Size of each spill file, reserved when it is made: 2T, 500G.",
+)
+@click.option(
+    "--spill-records",
+    type=int,
+    envvar="PEGASHM_SPILL_RECORDS",
+    show_envvar=True,
+    help="How many blocks on SSD can be found; 192 bytes of memory each. Default: one for each 256K.",
+)
+@click.option(
+    "--spill-admission",
+    type=click.Choice(list(SPILL_ADMISSIONS)),
+    default=_SPILL_DEFAULTS.admission,
+    show_default=True,
+    envvar="PEGASHM_SPILL_ADMISSION",
+    show_envvar=True,
+    help="Write all blocks, soon after they are stored; those used a second time; or only what is evicted.",
+)
+@click.option(
+    "--spill-daily-writes",
+    type=_SIZE,
+    metavar="SIZE",
+    default=_SPILL_DEFAULTS.daily_bytes,
+    envvar="PEGASHM_SPILL_DAILY_WRITES",
+    show_envvar=True,
+    help="Write at most so much in 24 hours, to all files together: 3T. Default: no limit.",
+)
+@click.option(
+    "--spill-sync-seconds",
+    type=float,
+    default=_SPILL_DEFAULTS.sync_seconds,
+    show_default=True,
+    envvar="PEGASHM_SPILL_SYNC_SECONDS",
+    show_envvar=True,
+    help="A power loss may cost what was written in so many seconds (the death of a process: nothing).",
+)
+@click.option(
+    "--spill-backlog",
+    type=_SIZE,
+    metavar="SIZE",
+    default=_SPILL_DEFAULTS.backlog_bytes,
+    envvar="PEGASHM_SPILL_BACKLOG",
+    show_envvar=True,
+    help="How much may wait to be written; more is written when it is evicted. Default: 256M.",
+)
+@click.option(
+    "--spill-backlog-seconds",
+    type=float,
+    default=_SPILL_DEFAULTS.backlog_seconds,
+    show_default=True,
+    envvar="PEGASHM_SPILL_BACKLOG_SECONDS",
+    show_envvar=True,
+    help="How long it may wait.",
+)
+@click.option(
+    "--evict-low",
+    type=float,
+    default=_SPILL_DEFAULTS.low,
+    show_default=True,
+    envvar="PEGASHM_EVICT_LOW",
+    show_envvar=True,
+    help="With --spill: below this fraction of free blocks, evict ahead of need ...",
+)
+@click.option(
+    "--evict-high",
+    type=float,
+    default=_SPILL_DEFAULTS.high,
+    show_default=True,
+    envvar="PEGASHM_EVICT_HIGH",
+    show_envvar=True,
+    help="... up to this one; 0: never.",
+)
+@click.option(
     "--log-json/--log-text",
     default=False,
     envvar="PEGASHM_LOG_JSON",
@@ -224,6 +319,16 @@ def serve(
     lock: bool,
     require_lock: bool,
     populate_threads: int | None,
+    spill: tuple[str, ...],
+    spill_size: int | None,
+    spill_records: int | None,
+    spill_admission: str,
+    spill_daily_writes: int,
+    spill_sync_seconds: float,
+    spill_backlog: int,
+    spill_backlog_seconds: float,
+    evict_low: float,
+    evict_high: float,
     log_json: bool,
 ) -> None:
     """Create an arena, or re-adopt the one that is there, and look after it.
@@ -233,12 +338,16 @@ def serve(
       pegashm serve --name kv0 --size 64G
       pegashm serve --name kv0 --size 512G --hugepages 1G --numa 0,1
       pegashm serve --name kv0 --size 64G --directory /mnt/kv --group llm
+      pegashm serve --name kv0 --size 64G --spill /ssd0/kv0.spill --spill /ssd1/kv0.spill --spill-size 1T
       PEGASHM_NAME=kv0 PEGASHM_SIZE=64G pegashm serve
       pegashm serve --config /etc/pegashm/kv0.toml
 
     Runs in the foreground, for systemd, Kubernetes or a terminal. Engines can use the arena as soon as
     its first segment is ready, and keep using it while this process is gone: start it again with the
     same options, and it re-adopts everything. SIGTERM leaves the arena in place unless --ephemeral.
+
+    With --spill, blocks are on SSD as well: what memory has no room for is found there, and what is there
+    outlives a reboot. A process of its own does this, started and watched by this one.
 
     Each option is taken from the command line, else from its environment variable, else from the
     --config file. Flags as variables are 1 or 0.
@@ -256,11 +365,38 @@ def serve(
         lock=lock,
         require_lock=require_lock,
         populate_threads=populate_threads,
+        spill=_spill_config(
+            spill,
+            spill_size,
+            records=spill_records,
+            admission=spill_admission,
+            daily_bytes=spill_daily_writes,
+            sync_seconds=spill_sync_seconds,
+            backlog_bytes=spill_backlog,
+            backlog_seconds=spill_backlog_seconds,
+            low=evict_low,
+            high=evict_high,
+        ),
     )
     from pegashm import logs, supervisor
 
     logs.configure(as_json=log_json)
     supervisor.serve(config)
+
+
+def _spill_config(
+    paths: tuple[str, ...], file_bytes: int | None, **options: Any
+) -> SpillConfig | None:
+    """None without --spill."""
+    if not paths:
+        if file_bytes is not None or options["records"] is not None:
+            raise ConfigError("--spill-size and --spill-records need --spill PATH")
+        return None
+    if file_bytes is None:
+        raise ConfigError(
+            "--spill needs --spill-size: how large each file may become, for example 1T"
+        )
+    return SpillConfig(paths=paths, file_bytes=file_bytes, **options)
 
 
 @main.command(context_settings=_CONTEXT)

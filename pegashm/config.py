@@ -86,6 +86,15 @@ class SpillConfig:
             raise ConfigError(
                 f"--spill-admission must be one of {', '.join(SPILL_ADMISSIONS)}, got {self.admission!r}"
             )
+        if self.daily_bytes < 0 or self.backlog_bytes < 0 or self.backlog_seconds <= 0:
+            raise ConfigError(
+                "--spill-daily-writes and --spill-backlog cannot be negative, and --spill-backlog-seconds must be "
+                f"above 0: got {self.daily_bytes}, {self.backlog_bytes} and {self.backlog_seconds:g}"
+            )
+        if not 0 <= self.sync_seconds <= 3600:
+            raise ConfigError(
+                f"--spill-sync-seconds must be from 0 to 3600, got {self.sync_seconds:g}"
+            )
         if not 0 <= self.low <= self.high <= 0.5:
             raise ConfigError(
                 "--evict-low and --evict-high must be fractions with 0 <= low <= high <= 0.5, got "
@@ -208,8 +217,10 @@ def read_file(path: str, known: Collection[str]) -> dict[str, Any]:
 
 def _as_option(path: str, key: str, value: Any) -> Any:
     """A TOML value as the command line would have given it."""
+    if isinstance(value, list) and value and all(type(item) is str for item in value):
+        return tuple(value)
     if isinstance(value, list) and all(type(item) is int for item in value):
         return ",".join(str(item) for item in value)
-    if isinstance(value, str | int | bool):
+    if isinstance(value, str | int | float | bool):
         return value
     raise ConfigError(f"{path}: {key} must be a string, a number or true/false, got {value!r}")

@@ -73,7 +73,7 @@ INVARIANTS: Final = _rows(
         "damage",
         "freed; the block is on SSD still, and listed when the transport worker starts",
     ),
-    (29, "sum layout", "damage", "evicted"),
+    (29, "checksums", "damage", "evicted"),
 )
 
 
@@ -183,5 +183,8 @@ _WORDS: Final[dict[int, tuple[_Place, _Words]]] = {
         _numbered("spill record"),
         lambda s, _, __: f"state 0x{s:016x} cannot be with its place and key, or no entry names it",
     ),
-    29: (_record, lambda s, e, _: f"checksums of parts 0x{s:016x} do not fit its {e} bytes"),
+    29: (
+        _record,
+        lambda s, e, _: f"parts 0x{s:016x} and checksums do not fit its {e} bytes or each other",
+    ),
 }

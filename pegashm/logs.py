@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 
-__all__ = ["configure", "logger"]
+__all__ = ["configure", "is_json", "logger"]
 
 logger = logging.getLogger("pegashm")
 
@@ -21,6 +21,11 @@ def configure(*, as_json: bool) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def is_json() -> bool:
+    """What `configure` was told, for a child process that is to log alike."""
+    return any(isinstance(handler.formatter, _JsonFormatter) for handler in logger.handlers)
 
 
 class _StderrHandler(logging.Handler):

@@ -12,6 +12,7 @@ from pegashm.arena import open_arena
 from pegashm.errors import ArenaMissingError, ArenaNotReadyError, FormatError, PegaShmError
 from pegashm.liveness import (
     SUPERVISOR_BYTE,
+    TRANSPORT_BYTE,
     close_lock_file,
     holder_alive,
     live_slots,
@@ -42,6 +43,7 @@ class StatusReport:
     page_bytes: int = 0
     created_at_ns: int = 0
     region_id: str = ""
+    spill: dict[str, Any] = field(default_factory=dict)
     arenas: list[dict[str, Any]] = field(default_factory=list)
     clients: list[dict[str, Any]] = field(default_factory=list)
 
@@ -66,8 +68,28 @@ class StatusReport:
             *(f"  payload     {arena['path']}" for arena in self.arenas),
             f"  supervisor  {supervisor}",
             f"  clients     {alive} alive, {len(self.clients) - alive} dead and not yet reaped",
+            *self._spill_lines(),
         ]
         return lines + ([f"  why         {self.reason}"] if self.reason else [])
+
+    def _spill_lines(self) -> list[str]:
+        """The SSD tier; nothing in an arena without one."""
+        tier = self.spill
+        if not tier.get("record_count"):
+            return []
+        worker = (
+            f"pid {tier['worker_pid']} at {tier['path'] or 'no socket yet'}"
+            if tier["worker_alive"]
+            else "none is running: blocks on SSD are misses"
+        )
+        payload = tier["payload_bytes"]
+        amplification = f", amplification {tier['file_bytes'] / payload:.3f}" if payload else ""
+        written = f"{format_bytes(tier['file_bytes'])} written"
+        return [
+            f"  transport   {worker}",
+            f"  ssd         {tier['files_usable']} files in use, room to list {tier['record_count']} blocks",
+            f"  ssd so far  {written}{amplification}, {format_bytes(tier['bytes_read'])} read back",
+        ]
 
 
 def read_status(name: str) -> StatusReport:
@@ -77,11 +99,13 @@ def read_status(name: str) -> StatusReport:
         lock_fd = open_lock_file(name, writable=False)
         try:
             supervisor_alive = holder_alive(lock_fd, SUPERVISOR_BYTE)
+            worker_alive = holder_alive(lock_fd, TRANSPORT_BYTE)
             alive = set(live_slots(lock_fd))
         finally:
             close_lock_file(lock_fd)
         with open_arena(name, writable=False, map_payload=False) as arena:
             header, clients = arena.region.header, arena.region.clients()
+            counters = {entry["key"]: int(entry["value"]) for entry in arena.region.counters()}
     except ArenaMissingError as error:
         return StatusReport(name=name, state="missing", reason=str(error))
     except ArenaNotReadyError as error:
@@ -110,6 +134,16 @@ def read_status(name: str) -> StatusReport:
         page_bytes=int(header["page_bytes"]),
         created_at_ns=int(header["created_at_ns"]),
         region_id=_hex(header["region_id"]),
+        spill={
+            "record_count": int(header["spill_record_count"]),
+            "worker_alive": worker_alive,
+            "worker_pid": int(header["transport_pid"]),
+            "path": _text(header["transport_path"]),
+            "files_usable": int(header["spill_usable"]).bit_count() if worker_alive else 0,
+            "payload_bytes": counters.get("spill_payload_bytes", 0),
+            "file_bytes": counters.get("spill_file_bytes", 0),
+            "bytes_read": counters.get("spill_bytes_read", 0),
+        },
         arenas=[
             {"path": _text(a["path"]), "bytes": int(a["bytes"]), "numa_node": int(a["numa_node"])}
             for a in header["arenas"]

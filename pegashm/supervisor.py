@@ -6,7 +6,8 @@ that died. It is on no path of an engine: killed at any instruction, it costs no
 and its successor goes on where it was. On SIGTERM it leaves the arena in place, unless ephemeral.
 Should somebody remove or shorten the arena's files under it, nobody can open the arena any more: it removes
 the rest, so that engines let go of it, says so and ends with status 1, for its service manager to start it anew.
-Runs in the main thread of its own process; the only other threads are those of `populate.py`.
+Runs in the main thread of its own process; the only other threads are those of `populate.py`. With --spill it
+keeps a transport worker running, a process of its own (`transport/keeper.py`).
 """
 
 import contextlib
@@ -41,6 +42,7 @@ from pegashm.progress import ProgressView
 from pegashm.reaper import reap_dead_clients
 from pegashm.systemd import Notifier
 from pegashm.termination import StoppedError, Termination
+from pegashm.transport.keeper import Keeper
 from pegashm.units import format_bytes
 
 __all__ = ["serve"]
@@ -186,11 +188,14 @@ class _Supervisor:
             was_ready = int(region.header["segments_ready"])
         populator = Populator(region, self._populate_plan())
         populator.progress.segments_ready = was_ready
+        keeper = Keeper(self.config)
         with ProgressView(populator.plan.payload_bytes, populator.progress) as view:
             populator.start()
             try:
-                self._loop(populator, view)
+                self._loop(populator, view, keeper)
             finally:
+                self.notifier.stopping()
+                keeper.stop()
                 populator.stop()
         logger.info("%s received: ending", self.termination.signal_name)
 
@@ -226,7 +231,7 @@ class _Supervisor:
             region.header["segment_count"],
         )
 
-    def _loop(self, populator: Populator, view: ProgressView) -> None:
+    def _loop(self, populator: Populator, view: ProgressView, keeper: Keeper) -> None:
         watchdog_seconds = self.notifier.watchdog_seconds or _TICK_SECONDS
         reap_at = 0.0
         while True:
@@ -237,6 +242,7 @@ class _Supervisor:
                 self._announce(progress.segments_ready)
             if view.tick(finished):
                 self._report_populated(populator)
+            keeper.tick()
             if time.monotonic() >= reap_at:
                 reap_at = time.monotonic() + _TICK_SECONDS
                 self._each_second(populator)

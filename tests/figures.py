@@ -18,7 +18,9 @@ __all__ = ["LONG", "report"]
 LONG = os.environ.get("PEGASHM_LONG") == "1"  # the long form of every suite: make test-crash
 
 # Every suite of the long form, and the figures that must be there and be 0.
-SUITES = ("crash", "fsck", "explore", "fuzz", "sums", "world", "contract", "storm", "race", "soak")
+SUITES = (
+    "crash", "fsck", "explore", "fuzz", "sums", "world", "contract", "storm", "race", "asan", "soak",
+)  # fmt: skip
 FORBIDDEN = ("wrong_bytes", "leaked_blocks", "hangs", "outputs_different")
 
 

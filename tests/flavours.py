@@ -106,9 +106,7 @@ def build(flavour: str, core: Path | None = None) -> Path:
     return target
 
 
-def command(
-    flavour: str, module: str, *arguments: object, core: Path | None = None
-) -> list[str]:
+def command(flavour: str, module: str, *arguments: object, core: Path | None = None) -> list[str]:
     """Run `python -m module arguments` with that flavour; start it with cwd=ROOT and `environment`."""
     return [
         sys.executable,

@@ -385,8 +385,11 @@ class Audit {
       return damaged(Invariant::place, length, place.stride);
     }
     if (!possible_key(view_, key)) return damaged(Invariant::key, key.identity, 0);
-    const uint64_t layout = load_acquire(block.sum_layout);
-    if (!possible_sum_layout(layout, length)) return damaged(Invariant::sum_layout, layout, length);
+    // By the rule of who reads them: what they would not believe, they should not find.
+    const uint64_t handle = make_handle(place.record, block_generation(state));
+    if (!is_damaged(block) && read_sums(view_, handle).damaged) {
+      return damaged(Invariant::sum_layout, load_acquire(block.sum_layout), length);
+    }
     audit_touch(place.record, block, state);
     return audit_listing(place, block, state, key);
   }

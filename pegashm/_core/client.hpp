@@ -57,7 +57,8 @@ class Client {
                           : found.ready     ? Outcome::ok
                                             : Outcome::pending;
         if (outcome == Outcome::ok && pin && !add_pin(found.handle)) outcome = Outcome::missing;
-        if (outcome == Outcome::missing && found.spilled) outcome = Outcome::spilled;
+        // On its way into memory (or stored anew) while it is on SSD: whoever asks the worker waits for it.
+        if (outcome != Outcome::ok && found.spilled) outcome = Outcome::spilled;
         handles[base + i] = outcome == Outcome::ok ? found.handle : 0;
         outcomes[base + i] = outcome;
         tally.add(outcome);

@@ -38,6 +38,8 @@ class Mender {
         return below(counter_count) && mend_label(static_cast<uint32_t>(where));
       case Invariant::namespace_word:
         return below(namespace_count) && mend_namespace(finding);
+      case Invariant::sum_layout:
+        return below(geometry.record_count) && condemn(static_cast<uint32_t>(where));
       case Invariant::namespace_limits:
         return below(namespace_count) && mend_limits(static_cast<uint32_t>(where), finding.seen);
       case Invariant::client_word:
@@ -51,7 +53,6 @@ class Mender {
       case Invariant::key:
       case Invariant::reachable:
       case Invariant::single:
-      case Invariant::sum_layout:
         return below(geometry.record_count) && evict_record(static_cast<uint32_t>(where));
       case Invariant::free_bit_only:
         return below(geometry.record_count) && clear_free_bit(static_cast<uint32_t>(where));
@@ -197,6 +198,13 @@ class Mender {
     const uint64_t state = load_acquire(view_.block(record).state);
     return slot_ < client_count && block_tag(state) == BlockTag::ready &&
            evict_block(view_, slot_, make_handle(record, block_generation(state))) == Outcome::ok;
+  }
+
+  // Marked first: so the record's next life clears all its checksums, also those that no layout speaks of.
+  bool condemn(uint32_t record) noexcept {
+    const uint64_t state = load_acquire(view_.block(record).state);
+    mark_damaged(view_, make_handle(record, block_generation(state)));
+    return evict_record(record);
   }
 
   // SYNC free bit: as in begin_claim(), so that a record that becomes free meanwhile keeps its bit.

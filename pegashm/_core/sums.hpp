@@ -34,14 +34,6 @@ constexpr bool sum_layout_fits(uint64_t part_bytes, uint32_t part_count,
          part_bytes <= payload_bytes / part_count;
 }
 
-// Whether the word of a READY block can be: no checksums or parts that fit, marked as damaged or not.
-constexpr bool possible_sum_layout(uint64_t layout, uint64_t payload_bytes) noexcept {
-  const uint64_t unmarked = layout & ~sum_flag_damaged;
-  return unmarked == 0 ||
-         (unmarked >> 56 == 0 &&
-          sum_layout_fits(sum_part_bytes(unmarked), sum_part_count(unmarked), payload_bytes));
-}
-
 inline bool is_damaged(const Block& block) noexcept {
   return (load_acquire(block.sum_layout) & sum_flag_damaged) != 0;
 }
@@ -95,18 +87,19 @@ inline SumsRead read_sums(const View& view, uint64_t handle) noexcept {
   // EVICTING is no end of a life: an evictor that meets our pin puts READY back, and a block whose checksums
   // were not seen for that moment would be believed unverified (tests/explore: reuse_sums).
   const uint64_t state = load_acquire(block.state);
-  if (block_generation(state) != handle_generation(handle) ||
-      block_tag(state) == BlockTag::free) {
+  if (block_generation(state) != handle_generation(handle) || block_tag(state) == BlockTag::free) {
     return out;
   }
   const uint64_t layout = load_acquire(block.sum_layout);
   const uint64_t part_bytes = sum_part_bytes(layout);
   const uint32_t part_count = sum_part_count(layout);
+  const bool complete = block_tag(state) != BlockTag::claimed;
   uint64_t words[sum_count];
   for (uint32_t part = 0; part < sum_count; ++part) {
     words[part] = load_acquire(view.sums(record).parts[part]);
-    // A word that the layout does not speak of: the layout has lost it, and what it covers with it.
-    if (part >= part_count && words[part] != 0) out.damaged = true;
+    // A word that the layout does not speak of, or the other way round: one of them was lost, and what it
+    // covers would be believed unverified.
+    if (part >= part_count ? words[part] != 0 : words[part] == 0 && complete) out.damaged = true;
   }
   if (layout == 0 || out.damaged) return out;
   if (layout >> 56 != 0 ||

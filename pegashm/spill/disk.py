@@ -7,6 +7,7 @@ put a disk of their own in its place that writes down what it is told.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from typing import Final
@@ -31,8 +32,8 @@ class Pages:
     """Page-aligned memory of our own, as rows of 4096 bytes."""
 
     def __init__(self, count: int) -> None:
-        self._memory = mmap.mmap(-1, max(count, 1) * PAGE_BYTES)
-        self.rows: NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8).reshape(-1, PAGE_BYTES)
+        self.memory = mmap.mmap(-1, max(count, 1) * PAGE_BYTES)
+        self.rows: NDArray[np.uint8] = np.frombuffer(self.memory, np.uint8).reshape(-1, PAGE_BYTES)
         self.address = int(self.rows.ctypes.data)
 
     def __len__(self) -> int:
@@ -63,9 +64,7 @@ class Disk:
         """How long the oldest unfinished transfer has been under way."""
         return self._pool.waiting_seconds
 
-    def start(
-        self, offsets: Words, addresses: Words, sizes: Words, *, write: bool
-    ) -> DiskTransfer:
+    def start(self, offsets: Words, addresses: Words, sizes: Words, *, write: bool) -> DiskTransfer:
         return self._pool.start(self.descriptor, offsets, addresses, sizes, write=write)
 
     def transfer(
@@ -82,5 +81,6 @@ class Disk:
         """False when the device hangs: then the descriptor stays open until the process ends."""
         if not self._pool.close(patience_seconds):
             return False
-        close_lock_file(self.descriptor)
+        with contextlib.suppress(OSError):  # of a device that is gone; closed it is nonetheless
+            close_lock_file(self.descriptor)
         return True

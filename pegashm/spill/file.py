@@ -144,6 +144,13 @@ class SpillFile:
         self._sequences = np.zeros(superblock.region_count, np.uint64)
         self._read_errors = 0
         self._write_errors = 0
+        # The head: the region with the largest sequence (-1: none yet), where its chain ends, frames in it.
+        self._head: RegionHeader | None = None
+        self._sequence = 0
+        self._sequence_next = 1
+        self._region = -1
+        self._end = 0
+        self._number = 0
         self._adopt()
 
         self._closing = False
@@ -282,18 +289,12 @@ class SpillFile:
             self._sequence_next += 1
             self._region = region
             self._end = self._region_end  # until the header is there: full
-            header = RegionHeader(region, sequence, self._now_ns())
-            self._pages.rows[0] = np.frombuffer(
-                pack_region_header(self.superblock.file_id, header), np.uint8
-            )
+            self._head = RegionHeader(region, sequence, self._now_ns())
+            content = pack_region_header(self.superblock.file_id, self._head)
+            self._pages.rows[0] = np.frombuffer(content, np.uint8)
             start = self.superblock.region_start(region)
-            errors = self._disk.transfer(
-                np.array([start], np.uint64),
-                self._pages.addresses(1),
-                np.array([PAGE_BYTES], np.uint64),
-                write=True,
-            )
-            if self._note_writes(int(errors[0]), PAGE_BYTES, seal=True):
+            error = self._move_page(start, self._pages, write=True)
+            if self._note_writes(error, PAGE_BYTES, seal=True):
                 return Advance.FAILED
             self._end = start + PAGE_BYTES
             self._number = 0
@@ -339,19 +340,27 @@ class SpillFile:
             return True
 
     def probe(self) -> bool:
-        """Ask a file that failed again: read its first page. Where that is right, it may be used again."""
+        """Ask a file that failed again: read its first page and, had writes failed, write the header of the newest
+        region as it is. Where both go well, it may be used again."""
         page = Pages(1)
-        errors = self._disk.transfer(
-            np.zeros(1, np.uint64),
-            page.addresses(1),
-            np.array([PAGE_BYTES], np.uint64),
-            write=False,
-        )
-        right = not errors[0] and page.rows.tobytes() == pack_superblock(self.superblock)
+        right = self._move_page(0, page, write=False) == 0
+        right = right and page.rows.tobytes() == pack_superblock(self.superblock)
+        with self._appending:
+            if right and not self.writable and self._head is not None:
+                content = pack_region_header(self.superblock.file_id, self._head)
+                page.rows[0] = np.frombuffer(content, np.uint8)
+                offset = self.superblock.region_start(self._head.region_index)
+                right = self._move_page(offset, page, write=True) == 0
         if right:
             with self._state:
                 self._read_errors = self._write_errors = 0
         return right
+
+    def _move_page(self, offset: int, pages: Pages, *, write: bool) -> int:
+        """The first of `pages`, to or from the file: 0 or an errno."""
+        size = np.array([PAGE_BYTES], np.uint64)
+        where = np.array([offset], np.uint64)
+        return int(self._disk.transfer(where, pages.addresses(1), size, write=write)[0])
 
     # -- opening ---------------------------------------------------------------------------------
 
@@ -360,14 +369,16 @@ class SpillFile:
         regions = read_regions(self._disk, self.superblock)
         self.counters["read_errors"] += regions.unreadable
         order = regions.in_log_order()
-        for header in order:
-            self._sequences[header.region_index] = header.sequence
-        self._sequence = order[-1].sequence if order else 0
-        self._sequence_next = self._sequence + 1
-        self._region = order[-1].region_index if order else -1
-        self._end = self._number = 0
-        if order:
-            (head,) = read_chains(self._disk, self.superblock, order[-1:])
+        for each in order:
+            self._sequences[each.region_index] = each.sequence
+        newest = order[-1] if order else None
+        self._head = newest
+        self._sequence = newest.sequence if newest else 0
+        # A header that cannot be read now may be readable later: its sequence is not given twice.
+        self._sequence_next = self._sequence + 1 + regions.unreadable
+        self._region = newest.region_index if newest else -1
+        if newest:
+            (head,) = read_chains(self._disk, self.superblock, [newest])
             self._end, self._number = head.end, head.frames
 
     # -- appending -------------------------------------------------------------------------------
@@ -491,7 +502,13 @@ class SpillFile:
         return Appended(records[:kept], Append.REGION_FULL if full else Append.DONE)
 
     def _note_writes(
-        self, error: int, nbytes: int, payload_bytes: int = 0, records: int = 0, *, seal: bool = False
+        self,
+        error: int,
+        nbytes: int,
+        payload_bytes: int = 0,
+        records: int = 0,
+        *,
+        seal: bool = False,
     ) -> int:
         """Count what was written or failed, and let the syncer know. Returns the error."""
         with self._sync_wanted:
@@ -501,9 +518,9 @@ class SpillFile:
             if error:
                 self.counters["write_errors"] += 1
                 self._write_errors += 1
-            else:
+            elif nbytes:
                 self._write_errors = 0
-                if self._dirty_since is None and nbytes:
+                if self._dirty_since is None:
                     self._dirty_since = time.monotonic()
                 self._sealed |= seal
                 self._sync_wanted.notify_all()
@@ -653,7 +670,9 @@ def _check(blocks: Rows, superblock: Superblock) -> None:
         or not ((blocks["key_bytes"] >= 1) & (blocks["key_bytes"] <= 32)).all()
         or (blocks["address"] % np.uint64(PAGE_BYTES)).any()
     ):
-        raise ValueError("blocks have 1 byte of payload or more, 1 to 32 of key, and page-aligned addresses")
+        raise ValueError(
+            "blocks have 1 byte of payload or more, 1 to 32 of key, and page-aligned addresses"
+        )
 
 
 def _shares(ends: Words) -> list[tuple[int, int]]:

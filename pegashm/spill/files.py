@@ -69,8 +69,8 @@ class SpillFiles:
                 failures[path] = error
         if failures and len(failures) == len(paths):
             raise next(iter(failures.values()))
-        for error in failures.values():
-            _log.error("%s (the other spill files are used)", error)
+        for failure in failures.values():
+            _log.error("%s (the other spill files are used)", failure)
         return cls(files, failures, stall_seconds=stall_seconds)
 
     def __enter__(self) -> SpillFiles:  # noqa: PYI034 - typing.Self came with Python 3.11
@@ -86,14 +86,13 @@ class SpillFiles:
 
     def close(self, patience_seconds: float = 5.0) -> bool:
         """False when one of them hangs."""
-        return all([file.close(patience_seconds) for file in self.files if file is not None])
+        closed = [file.close(patience_seconds) for file in self.files if file is not None]
+        return all(closed)
 
     def usable(self, number: int) -> bool:
         """Whether what is in this file may be asked for: it reads, and it answers."""
         file = self.files[number]
-        return (
-            file is not None and file.readable and file.waiting_seconds < self._stall_seconds
-        )
+        return file is not None and file.readable and file.waiting_seconds < self._stall_seconds
 
     @property
     def usable_mask(self) -> int:

@@ -17,7 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pegashm.errors import ConfigError, FormatError
-from pegashm.units import KIB, MIB, format_bytes, round_up
+from pegashm.units import KIB, MIB, format_bytes
 
 __all__ = [
     "BLOCK_FIELDS",
@@ -36,6 +36,7 @@ __all__ = [
     "pack_frame",
     "pack_region_header",
     "pack_superblock",
+    "plan_superblock",
     "strides_of",
     "unpack_records",
     "unpack_region_header",
@@ -188,7 +189,8 @@ class Superblock:
 
     def region_of(self, offsets: Words) -> Words:
         """The region of each file offset behind page 0."""
-        return (offsets - np.uint64(PAGE_BYTES)) // np.uint64(self.region_bytes)
+        regions: Words = (offsets - np.uint64(PAGE_BYTES)) // np.uint64(self.region_bytes)
+        return regions
 
     @property
     def payload_bytes_max(self) -> int:
@@ -249,7 +251,8 @@ def plan_superblock(
 def strides_of(payload_bytes: Words) -> Words:
     """What payloads occupy: whole pages."""
     page = np.uint64(PAGE_BYTES)
-    return (payload_bytes + page - np.uint64(1)) // page * page
+    strides: Words = (payload_bytes + page - np.uint64(1)) // page * page
+    return strides
 
 
 # -- superblock and region header ------------------------------------------------------------------------
@@ -434,9 +437,9 @@ def _descriptors_fit(page: Rows) -> NDArray[np.bool_]:
     fits &= strides_of(np.minimum(sizes, frame)) <= frame - np.minimum(offsets, frame)
     fits &= (rows["key_bytes"] >= 1) & (rows["key_bytes"] <= 32)
     behind = np.arange(32) >= rows["key_bytes"][..., None]
-    fits &= ~(behind & (rows["key"] != 0)).any(axis=-1)
+    fits &= np.equal(np.where(behind, rows["key"], 0).max(axis=-1), 0)
     absent = np.arange(RECORDS_PER_FRAME) >= page["record_count"][:, None]
-    judged: NDArray[np.bool_] = (fits | absent).all(axis=1)
+    judged: NDArray[np.bool_] = np.asarray((fits | absent).all(axis=1))
     return judged
 
 
@@ -455,8 +458,3 @@ def _checksum(page: bytes | bytearray | memoryview) -> int:
 def _cut_label(label: str) -> bytes:
     """At most 64 bytes, and no half of a character."""
     return label.encode("utf-8", "replace")[:64].decode("utf-8", "ignore").encode()
-
-
-# `round_up` of one size, for callers with plain numbers.
-def stride_of(payload_bytes: int) -> int:
-    return round_up(payload_bytes, PAGE_BYTES)

@@ -172,7 +172,7 @@ def _cannot_open(path: str, error: OSError) -> PegaShmError:
 def _first_page(path: str, descriptor: int) -> bytes:
     page = Pages(1)
     try:
-        read = os.preadv(descriptor, [memoryview(page.rows).cast("B")], 0)
+        read = os.preadv(descriptor, [page.memory], 0)
     except OSError as error:
         raise ResourceError(
             f"the first page of spill file {path} cannot be read: {error.strerror}"
@@ -202,7 +202,7 @@ def _reserve(descriptor: int, path: str, nbytes: int) -> None:
 def _write_first_page(descriptor: int, path: str, content: bytes) -> None:
     page = Pages(1)
     page.rows[0] = np.frombuffer(content, np.uint8)
-    written = os.pwritev(descriptor, [memoryview(page.rows).cast("B")], 0)
+    written = os.pwritev(descriptor, [page.memory], 0)
     if written != PAGE_BYTES:
         raise ResourceError(f"{path}: only {written} bytes of the first page could be written")
     os.fsync(descriptor)

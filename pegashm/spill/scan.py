@@ -80,17 +80,13 @@ def read_regions(disk: Disk, superblock: Superblock) -> Regions:
         errors = _read_pages(disk, offsets, pages)
         unreadable += int((errors != 0).sum())
         headers += [
-            None
-            if error
-            else unpack_region_header(memoryview(row), superblock.file_id, region)
+            None if error else unpack_region_header(memoryview(row), superblock.file_id, region)
             for region, error, row in zip(regions, errors.tolist(), pages.rows, strict=False)
         ]
     return Regions(headers, unreadable)
 
 
-def read_chains(
-    disk: Disk, superblock: Superblock, headers: Sequence[RegionHeader]
-) -> list[Chain]:
+def read_chains(disk: Disk, superblock: Superblock, headers: Sequence[RegionHeader]) -> list[Chain]:
     """Walk these regions' chains side by side, a page of each a round."""
     chains = [
         Chain(

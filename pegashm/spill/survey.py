@@ -118,13 +118,13 @@ class Survey:
     def lines(self) -> list[str]:
         """For people."""
         block = self.superblock
+        use = "in use by a transport worker" if self.in_use else "not in use"
+        region, payload = format_bytes(block.region_bytes), format_bytes(self.payload_bytes)
+        again = f", {self.superseded} of them written again later" if self.superseded else ""
         lines = [
-            f"spill file {self.path}: {format_bytes(block.file_bytes)}, "
-            f"{'in use by a transport worker' if self.in_use else 'not in use'}",
-            f"  regions     {self.regions_used} of {block.region_count} used, "
-            f"{format_bytes(block.region_bytes)} each",
-            f"  records     {self.records} in {self.frames} frames, {format_bytes(self.payload_bytes)} of payload"
-            + (f", {self.superseded} of them written again later" if self.superseded else ""),
+            f"spill file {self.path}: {format_bytes(block.file_bytes)}, {use}",
+            f"  regions     {self.regions_used} of {block.region_count} used, {region} each",
+            f"  records     {self.records} in {self.frames} frames, {payload} of payload{again}",
         ]
         if self.payloads_checked:
             lines.append(f"  payloads    {self.payloads_checked} read and compared")

@@ -28,7 +28,6 @@ from pegashm.transport.messages import (
     Done,
     Error,
     Ping,
-    Pong,
     Promote,
     keys_of,
     pack,
@@ -78,7 +77,7 @@ class TransportClient:
         now = time.monotonic()
         if now >= self._look_at:
             self._look(now)
-        return self._alive and self._socket is not None
+        return self._alive and self._socket is not None and self._owner == os.getpid()
 
     def promote(self, keys: Sequence[bytes], namespace_id: int, deadline_ms: int) -> int | None:
         """Ask for these blocks in memory within `deadline_ms`; the ticket of the answer.
@@ -120,21 +119,19 @@ class TransportClient:
                 if self._open.pop(message.request_id) == len(message.outcomes):
                     replies.append(message)
                 else:
-                    self.error = "the transport worker answered another number of keys than were asked for"
+                    self.error = (
+                        "the transport worker answered another number of keys than were asked for"
+                    )
             elif isinstance(message, Error):
                 self.error = message.text
                 if count := self._open.pop(message.request_id, 0):
                     replies.append(Done(message.request_id, bytes([Answer.FAILED]) * count))
             self._waiting_since = self._heard_at if self._open else None
-            if isinstance(message, Pong):
-                self._waiting_since = None
         return replies
 
     def forget(self, ticket: int) -> None:
-        """Nobody waits for this answer any more."""
+        """Nobody waits for this answer any more. That it did not come still tells of the worker's silence."""
         self._open.pop(ticket, None)
-        if not self._open:
-            self._waiting_since = self._waiting_since if self._is_silent(time.monotonic()) else None
 
     def close(self) -> None:
         self._disconnect()
@@ -144,7 +141,7 @@ class TransportClient:
         self._look_at = float("inf")
         self._alive = False
 
-    def __enter__(self) -> TransportClient:
+    def __enter__(self) -> TransportClient:  # noqa: PYI034 - typing.Self came with Python 3.11
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,6 +10,7 @@ Called by the worker, which holds the arena's TRANSPORT lock: a socket file that
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -49,7 +50,9 @@ class Endpoint:
     router: zmq.Socket[bytes]
 
     @classmethod
-    def listen(cls, context: zmq.Context[zmq.Socket[bytes]], name: str, gid: int | None) -> Endpoint:
+    def listen(
+        cls, context: zmq.Context[zmq.Socket[bytes]], name: str, gid: int | None
+    ) -> Endpoint:
         """Make the folder and bind. ResourceError or ConfigError when that cannot be done safely."""
         folder = runtime_directory(name)
         path = f"{folder}/{SOCKET_NAME}"
@@ -80,13 +83,20 @@ class Endpoint:
         return cls(path, router)
 
     def close(self) -> None:
-        """Stop listening. The socket file stays when we are killed; the next worker replaces it."""
+        """Stop listening and remove what was made. Of a killed worker it stays; the next one replaces it."""
         self.router.close(linger=0)
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+        if not os.environ.get("RUNTIME_DIRECTORY"):  # that one is the service manager's
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.dirname(self.path))
 
 
 def _make_folder(folder: str, gid: int | None) -> None:
+    above = os.path.dirname(folder)
     try:
-        os.makedirs(os.path.dirname(folder), mode=0o755, exist_ok=True)
+        os.makedirs(above, mode=0o755, exist_ok=True)
+        _check_above(above)
         os.makedirs(folder, mode=0o700, exist_ok=True)
         facts = os.lstat(folder)
     except OSError as error:
@@ -100,6 +110,17 @@ def _make_folder(folder: str, gid: int | None) -> None:
             f"it. Remove it, or set XDG_RUNTIME_DIR (or RUNTIME_DIRECTORY) to a folder of this user's"
         )
     _restrict(folder, 0o700 if gid is None else 0o750, gid)
+
+
+def _check_above(folder: str) -> None:
+    """Who may rename our folder could listen in our place."""
+    facts = os.lstat(folder)
+    safe = not facts.st_mode & 0o022 or facts.st_mode & stat.S_ISVTX
+    if facts.st_uid not in (os.geteuid(), 0) or not safe or not stat.S_ISDIR(facts.st_mode):
+        raise ResourceError(
+            f"{folder} belongs to uid {facts.st_uid} with mode {facts.st_mode & 0o7777:04o}: others could put another "
+            "socket there. Remove it, or set XDG_RUNTIME_DIR (or RUNTIME_DIRECTORY) to a folder of this user's"
+        )
 
 
 def _restrict(path: str, mode: int, gid: int | None) -> None:

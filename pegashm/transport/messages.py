@@ -155,7 +155,8 @@ def parse(frame: bytes) -> Message | Malformed:
         )
     if len(frame) > MESSAGE_BYTES_MAX:
         return Malformed(
-            f"a message has at most {MESSAGE_BYTES_MAX} bytes, this one has {len(frame)}", request_id
+            f"a message has at most {MESSAGE_BYTES_MAX} bytes, this one has {len(frame)}",
+            request_id,
         )
     body = frame[_HEAD.size :]
     if kind == Type.PROMOTE:
@@ -169,7 +170,8 @@ def parse(frame: bytes) -> Message | Malformed:
     if kind == Type.ERROR and len(body) <= _TEXT_BYTES_MAX:
         return Error(request_id, body.decode(errors="replace"))
     return Malformed(
-        f"there is no message of type {kind} with {len(body)} bytes in version {VERSION}", request_id
+        f"there is no message of type {kind} with {len(body)} bytes in version {VERSION}",
+        request_id,
     )
 
 

@@ -22,6 +22,7 @@ if importlib.util.find_spec("vllm") is None:
         "test_integrity.py",
         "test_manager.py",
         "test_namespace.py",
+        "test_promotions.py",
         "test_registration.py",
         "test_workers.py",
     ]

@@ -51,5 +51,5 @@ def used_points() -> set[str]:
 def death_rows() -> list[int]:
     """Numbers of the rows of FORMAT.md, "Who dies where"."""
     text = (CORE / "FORMAT.md").read_text(encoding="utf-8")
-    section = text.split("\n## Who dies where\n", 1)[1].split("\n## ", 1)[0]
+    section = text.split("\n## Who dies where\n", 1)[1].split("\n#", 1)[0]
     return [int(number) for number in ROW.findall(section)]

@@ -62,10 +62,10 @@ def serve_briefly(name: str, *, ephemeral: bool = False, rob: bool = False) -> N
     life = supervisor._Supervisor
     loop, each_second = life._loop, life._each_second
 
-    def loop_when_populated(self: supervisor._Supervisor, populator: Any, view: Any) -> None:
+    def loop_when_populated(self: supervisor._Supervisor, populator: Any, *others: Any) -> None:
         while not populator.progress.finished:
             time.sleep(0.0002)
-        loop(self, populator, view)
+        loop(self, populator, *others)
 
     def only_second(self: supervisor._Supervisor, populator: Any) -> None:
         if rob:

@@ -59,7 +59,7 @@ class Tracer:
 
     def stop(self) -> None:
         sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type] # as its documentation says
+        threading.settrace(None)
 
     def _call(self, frame: FrameType, _event: str, _: Any) -> Any:
         return self._line if self._file(frame) else None

@@ -20,7 +20,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -276,10 +276,10 @@ class Server(Child):
 class Supervisor(Child):
     """`pegashm serve`. Ready when `pegashm status` would say so to a process manager."""
 
-    def __init__(self, arena: str, size: str, log: Path) -> None:
+    def __init__(self, arena: str, size: str, log: Path, *, options: Sequence[str] = ()) -> None:
         self.arena = arena
         self.pegashm = [sys.executable, "-m", "pegashm"]
-        command = [*self.pegashm, "serve", "--name", arena, "--size", size]
+        command = [*self.pegashm, "serve", "--name", arena, "--size", size, *options]
         super().__init__(command, log, dict(os.environ))
 
     def ready(self) -> Supervisor:

@@ -38,7 +38,7 @@ from tests.e2e.engines import transfer_config as transfer_of
 from tests.figures import LONG, report
 from tests.served import Served
 
-SECONDS = 90.0 if LONG else 25.0
+SECONDS = 60.0 if LONG else 25.0
 VICTIMS = 2
 SERVE = ("--size", "28M", "--segment-size", "4M", "--no-lock")
 FAMILIES, MEMBERS, AT_ONCE = 4, 4, 4

@@ -31,7 +31,8 @@ def program(folder: Path) -> Path:
     for header in {mutant.header for mutant in MUTANTS}:
         path = folder / header
         path.write_text(planted(path.read_text(encoding="utf-8"), header), encoding="utf-8")
-    flags = ("-O2", "-Wno-unused")  # a mistake may leave something unused
+    # A mistake may leave something unused, and choices stand on one line.
+    flags = ("-O2", "-Wno-unused", "-Wno-misleading-indentation")
     return build(Program(source=HERE / "explore.cpp", flags=flags, core=folder))
 
 

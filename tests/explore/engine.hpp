@@ -122,8 +122,8 @@ class Engine {
     std::array<uint8_t, 256> places;
     uint32_t options = 0;
     places[options++] = static_cast<uint8_t>(history.size());
-    for (uint32_t place = static_cast<uint32_t>(history.size()) - 1; place > memory.seen[self_].at[index];
-         --place) {
+    for (uint32_t place = static_cast<uint32_t>(history.size()) - 1;
+         place > memory.seen[self_].at[index]; --place) {
       if (!history[place].attached) places[options++] = static_cast<uint8_t>(place);
     }
     const uint8_t place = places[choose(options)];
@@ -231,7 +231,9 @@ class Engine {
     threads_[self_].awaits = -1;
     memory.seen[self_].join(memory.seen[thread]);
     remember(threads_[thread].life == Life::killed ? 2 : 1);
-    note_text(threads_[thread].life == Life::killed ? "sees that it was killed" : "sees that it has ended", thread);
+    note_text(threads_[thread].life == Life::killed ? "sees that it was killed"
+                                                    : "sees that it has ended",
+              thread);
   }
 
   // -- the walk ---------------------------------------------------------------------------------------
@@ -347,9 +349,11 @@ class Engine {
       if (other == self_ || (!write_unseen && !read_unseen)) continue;
       note(*reinterpret_cast<uint64_t*>(plain.address), writes ? "plain store" : "plain load", site,
            plain.value, false, 0, false);
-      fail("%s and %s use %s at once: %s is not ordered after the other's %s, so a byte may be wrong",
-           actors_[self_].name, actors_[other].name, describe_(plain.address).c_str(),
-           writes ? "the store" : "the load", write_unseen ? "store" : "load");
+      fail(
+          "%s and %s use %s at once: %s is not ordered after the other's %s, so a byte may be "
+          "wrong",
+          actors_[self_].name, actors_[other].name, describe_(plain.address).c_str(),
+          writes ? "the store" : "the load", write_unseen ? "store" : "load");
     }
   }
 
@@ -398,7 +402,8 @@ class Engine {
     note(word, verb, site, before, true, change(before),
          place + 1u != memory.words[index].history.size());
     memory.read(self_, index, place, order);
-    memory.insert(self_, index, static_cast<uint8_t>(place + 1), change(before), true, carried, order);
+    memory.insert(self_, index, static_cast<uint8_t>(place + 1), change(before), true, carried,
+                  order);
     remember(before);
     return before;
   }
@@ -425,8 +430,10 @@ class Engine {
     if (!limits_.naive && (choice != Choice::message || !looked_)) {
       node.digest = digest();
       // Whose turn it is matters in the middle of a step, and where the bound makes it cheaper to stay.
-      if (choice != Choice::thread) node.digest.mix(0x5EED00 + self_ * 4u + static_cast<uint32_t>(choice));
-      if (limits_.preemptions >= 0) node.digest.mix(0xB0000 + self_ * 256u + static_cast<uint32_t>(preemptions_));
+      if (choice != Choice::thread)
+        node.digest.mix(0x5EED00 + self_ * 4u + static_cast<uint32_t>(choice));
+      if (limits_.preemptions >= 0)
+        node.digest.mix(0xB0000 + self_ * 256u + static_cast<uint32_t>(preemptions_));
       const auto found = known_.find(node.digest);
       if (found != known_.end()) {
         if (!path_.empty()) path_.back().below += found->second;
@@ -527,7 +534,8 @@ class Engine {
     }
     for (uint32_t index = 0; index < memory.words.size(); ++index) {
       const Word& word = memory.words[index];
-      const uint32_t from = std::min<uint32_t>(floor.at[index], static_cast<uint32_t>(word.history.size()) - 1);
+      const uint32_t from =
+          std::min<uint32_t>(floor.at[index], static_cast<uint32_t>(word.history.size()) - 1);
       sum.mix(word.history.size() - from);
       sum.mix(word.seq_floor > from ? word.seq_floor - from : 0u);
       for (uint32_t place = from; place < word.history.size(); ++place) {
@@ -686,17 +694,18 @@ class Engine {
     std::string file = site.file_name();
     file = file.substr(file.rfind('/') + 1);
     char line[400];
-    std::snprintf(line, sizeof line, "  %-10s %-18s %-14s %-14s %-24s %s%s%s%s\n",
-                  actors_[self_].name, function.c_str(),
-                  (file + ":" + std::to_string(site.line())).c_str(), verb,
-                  describe_(address).c_str(), decode_(address, value).c_str(), writes ? " -> " : "",
-                  writes ? decode_(address, next).c_str() : "",
-                  old ? (writes ? "  (placed before a newer one)" : "  (OLD: a newer value exists)") : "");
+    std::snprintf(
+        line, sizeof line, "  %-10s %-18s %-14s %-14s %-24s %s%s%s%s\n", actors_[self_].name,
+        function.c_str(), (file + ":" + std::to_string(site.line())).c_str(), verb,
+        describe_(address).c_str(), decode_(address, value).c_str(), writes ? " -> " : "",
+        writes ? decode_(address, next).c_str() : "",
+        old ? (writes ? "  (placed before a newer one)" : "  (OLD: a newer value exists)") : "");
     figures_.trace += line;
   }
   void note_text(const char* text, uint32_t about) {
     if (!tracing_) return;
-    figures_.trace += "  " + std::string(actors_[self_].name) + ": " + actors_[about].name + " " + text + "\n";
+    figures_.trace +=
+        "  " + std::string(actors_[self_].name) + ": " + actors_[about].name + " " + text + "\n";
   }
 
   uintptr_t base_ = 0;

@@ -30,7 +30,8 @@
 namespace explore {
 
 inline constexpr uint32_t threads_max = 4;
-inline constexpr uint32_t words_max = 124;  // words that several threads use; the rest needs no history
+inline constexpr uint32_t words_max =
+    124;  // words that several threads use; the rest needs no history
 inline constexpr uint32_t view_size = words_max + threads_max;
 
 // Per word the place of the oldest readable message; per thread how many plain accesses of it are known.

@@ -174,9 +174,10 @@ MUTANTS = (
     Mutant(
         name="re-assignment: CLAIMED blocks overlooked",
         header="segments.hpp",
-        old="if (block_tag(state) == BlockTag::free) continue;",
-        new="if (block_tag(state) != BlockTag::ready) continue;",
-        kind="statement",
+        old="if (tag == BlockTag::free) continue;",
+        new="if (PLANTED && tag == BlockTag::claimed) return true;"
+        " if (tag == BlockTag::free) continue;",
+        kind="text",
         caught_by=("change_claim",),
     ),
     Mutant(

@@ -56,7 +56,8 @@ inline Key key_of(uint64_t number) {
 inline std::pair<uint64_t, uint64_t> find_twins() {
   std::map<uint64_t, uint64_t> seen;
   for (uint64_t number = 1;; ++number) {
-    const auto [at, fresh] = seen.emplace(buckets_of(world.view.geometry, key_of(number)).fingerprint, number);
+    const auto [at, fresh] =
+        seen.emplace(buckets_of(world.view.geometry, key_of(number)).fingerprint, number);
     if (!fresh) return {at->second, number};
   }
 }
@@ -77,7 +78,8 @@ inline void build_world(const Shape& shape) {
   world.view.geometry = Geometry{};
   if (!plan_geometry(big, small, 1, world.view.geometry)) std::exit(2);
   const size_t bytes = world.view.geometry.control_bytes + payload_bytes + extra_words * 8;
-  if (memory == nullptr) memory = static_cast<uint8_t*>(std::aligned_alloc(4096, round_up(bytes, 4096)));
+  if (memory == nullptr)
+    memory = static_cast<uint8_t*>(std::aligned_alloc(4096, round_up(bytes, 4096)));
   std::memset(memory, 0, bytes);
   Geometry& geometry = world.view.geometry;
   geometry.segment_bytes = shape.records * small;
@@ -93,7 +95,8 @@ inline void build_world(const Shape& shape) {
   format(world.view);
   world.view.header().segments_ready = 1;
   const uint8_t fingerprint[32] = {1};
-  world.name_space = register_namespace(world.view, {fingerprint, "explored", 8, 0, 0, 1, nullptr, 0});
+  world.name_space =
+      register_namespace(world.view, {fingerprint, "explored", 8, 0, 0, 1, nullptr, 0});
   if (A == 0) std::tie(A, B) = find_twins();
   // Counters and the bytes of namespaces without limits decide nothing.
   engine.leave_out(&world.view.counter_value(0), sizeof(CounterValue) * counter_count);
@@ -123,7 +126,9 @@ inline void refresh_world() {
 }
 
 // -- what actors do --------------------------------------------------------------------------------------
-inline Client& mine() { return engine.phase == Phase::setup ? *world.setup : *world.clients[engine.self()]; }
+inline Client& mine() {
+  return engine.phase == Phase::setup ? *world.setup : *world.clients[engine.self()];
+}
 inline uint64_t& payload_word(uint64_t offset) {
   return *reinterpret_cast<uint64_t*>(world.view.payload + offset);
 }
@@ -132,7 +137,8 @@ inline uint64_t claim(uint64_t number, uint64_t bytes, Outcome& outcome) {
   const Key key = key_of(number);
   uint64_t handle = 0;
   mine().claim(&key, 1, bytes, &handle, &outcome);
-  if (handle != 0) (engine.phase == Phase::setup ? world.lives_before : world.lives)[handle] = number;
+  if (handle != 0)
+    (engine.phase == Phase::setup ? world.lives_before : world.lives)[handle] = number;
   engine.keep(handle);
   engine.keep(number);
   return handle;
@@ -194,7 +200,8 @@ inline uint64_t find_block(uint64_t number) {
   if (outcome != Outcome::ok) return 0;
   const auto life = world.lives.find(handle);
   if (life == world.lives.end() || life->second != number) {
-    engine.fail("find(%llu) names a life that was never of that key", static_cast<unsigned long long>(number));
+    engine.fail("find(%llu) names a life that was never of that key",
+                static_cast<unsigned long long>(number));
   }
   return handle;
 }
@@ -221,8 +228,10 @@ inline void judge_record(uint32_t record) {
       }
       return;
     case BlockTag::claimed:
-    case BlockTag::evicting: return engine.fail("LOST: record %u is held by nobody", record);
-    case BlockTag::ready: break;
+    case BlockTag::evicting:
+      return engine.fail("LOST: record %u is held by nobody", record);
+    case BlockTag::ready:
+      break;
   }
   if (record >= capacity) engine.fail("record %u is READY beyond its segment's capacity", record);
   if (load_acquire(view.touched(record)) == 0) {
@@ -230,7 +239,8 @@ inline void judge_record(uint32_t record) {
   }
   const uint64_t handle = make_handle(record, block_generation(state));
   const auto life = world.lives.find(handle);
-  if (life == world.lives.end()) return engine.fail("record %u: READY in a life nobody claimed", record);
+  if (life == world.lives.end())
+    return engine.fail("record %u: READY in a life nobody claimed", record);
   const Key key = key_of(life->second);
   if (!same_key(block, key)) return engine.fail("record %u: READY under another key", record);
   const uint64_t offset = load_acquire(block.payload_offset);
@@ -251,7 +261,8 @@ inline void judge_record(uint32_t record) {
 }
 
 inline void judge_world() {
-  for (uint32_t record = 0; record < world.view.geometry.record_count && !engine.failed(); ++record) {
+  for (uint32_t record = 0; record < world.view.geometry.record_count && !engine.failed();
+       ++record) {
     judge_record(record);
   }
   if (segment_tag(load_acquire(world.view.segment(0).state)) == SegmentTag::changing) {
@@ -273,22 +284,26 @@ inline std::string describe(uintptr_t address) {
   const Geometry& geometry = view.geometry;
   size_t at = 0;
   if (within(address, &view.block(0), sizeof(Block) * geometry.record_count, at)) {
-    static const char* const fields[16] = {".state",   ".key[0]",  ".key[1]", ".key[2]", ".key[3]", ".identity",
-                                           ".offset",  ".bytes",   ".pins[0]", ".pins[1]", ".parts", ".sum_layout",
-                                           ".claimed_at", ".published_at", ".112", ".120"};
+    static const char* const fields[16] = {".state",      ".key[0]",       ".key[1]", ".key[2]",
+                                           ".key[3]",     ".identity",     ".offset", ".bytes",
+                                           ".pins[0]",    ".pins[1]",      ".parts",  ".sum_layout",
+                                           ".claimed_at", ".published_at", ".112",    ".120"};
     return indexed("block", at, sizeof(Block), fields[at % sizeof(Block) / 8]);
   }
   if (within(address, &view.bucket(0), sizeof(Bucket) * geometry.bucket_count, at)) {
-    return indexed("bucket", at, sizeof(Bucket), "") + ".entry[" + std::to_string(at % sizeof(Bucket) / 8) + "]";
+    return indexed("bucket", at, sizeof(Bucket), "") + ".entry[" +
+           std::to_string(at % sizeof(Bucket) / 8) + "]";
   }
   if (within(address, &view.segment(0), sizeof(Segment), at)) return "segment[0].state";
   if (within(address, &view.free_bits(0), 8, at)) return "free_bits[0]";
-  if (within(address, &view.touched(0), 8 * geometry.record_count, at)) return indexed("touched", at, 8, "");
+  if (within(address, &view.touched(0), 8 * geometry.record_count, at))
+    return indexed("touched", at, 8, "");
   if (within(address, &view.client(0), sizeof(ClientSlot) * client_count, at)) {
     return indexed("client", at, sizeof(ClientSlot), ".state");
   }
   if (within(address, &view.journal(0), sizeof(JournalEntry) * geometry.journal_entry_count, at)) {
-    static const char* const fields[8] = {".sequence", ".what", ".handle", ".24", ".key[0]", ".key[1]", ".key[2]", ".key[3]"};
+    static const char* const fields[8] = {".sequence", ".what",   ".handle", ".24",
+                                          ".key[0]",   ".key[1]", ".key[2]", ".key[3]"};
     return indexed("journal", at, sizeof(JournalEntry), fields[at % sizeof(JournalEntry) / 8]);
   }
   if (within(address, &view.header().journal_head, 8, at)) return "journal_head";
@@ -307,7 +322,8 @@ inline std::string decode(uintptr_t address, uint64_t value) {
            std::to_string(block_generation(value));
   }
   if (name.rfind("bucket", 0) == 0 && value != 0) {
-    return "record " + std::to_string(entry_record(value)) + " g" + std::to_string(entry_generation(value));
+    return "record " + std::to_string(entry_record(value)) + " g" +
+           std::to_string(entry_generation(value));
   }
   if (name == "segment[0].state") {
     static const char* const tags[4] = {"UNASSIGNED", "ASSIGNED", "CHANGING", "?"};
@@ -315,7 +331,8 @@ inline std::string decode(uintptr_t address, uint64_t value) {
            std::to_string(segment_epoch(value));
   }
   char text[24];
-  std::snprintf(text, sizeof text, value > 1'000'000 ? "0x%llx" : "%llu", static_cast<unsigned long long>(value));
+  std::snprintf(text, sizeof text, value > 1'000'000 ? "0x%llx" : "%llu",
+                static_cast<unsigned long long>(value));
   return text;
 }
 

@@ -191,6 +191,7 @@ PLANTINGS: dict[int, list[Planting]] = {
         word(ready(88), 9 << 48 | 8),
         word(ready(88), 1 << 48),
         word(ready(88), 1 << 57),
-        word(ready(88), 1 << 56 | 2 << 48 | PAYLOAD_BYTES),
+        word(ready(88), 1 << 48 | PAYLOAD_BYTES),
+        word(lambda hand: int(hand.header["sums_offset"]) + 64 * hand.ready[3] + 8, 7),
     ],
 }  # fmt: skip

@@ -36,12 +36,12 @@ def path(tmp_path: Path) -> Path:
         rows["key"][:, 0] = 1 + np.arange(BLOCKS) % 90
         rows["key_bytes"], rows["payload_bytes"] = 32, PAYLOAD_BYTES
         rows["address"] = held.ctypes.data
-        for row in np.split(rows, 20):
-            while len(row):
-                appended = file.append(NAMESPACE, row)
-                row = row[len(appended.records) :]
-                if appended.outcome is Append.REGION_FULL:
-                    file.advance()
+        done = 0
+        while done < BLOCKS:
+            appended = file.append(NAMESPACE, rows[done : done // 5 * 5 + 5])
+            done += len(appended.records)
+            if appended.outcome is Append.REGION_FULL:
+                file.advance()
         del held
     return made
 

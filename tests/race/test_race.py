@@ -18,7 +18,7 @@ from tests.fuzz.programs import ADDRESS, THREAD, Program, build, mutated, run
 
 SOURCE = Path(__file__).parent / "race.cpp"
 SANITIZERS = {"thread": THREAD, "address,undefined": ADDRESS}
-SECONDS = float(os.environ.get("PEGASHM_RACE_SECONDS", "40" if LONG else "3"))
+SECONDS = float(os.environ.get("PEGASHM_RACE_SECONDS", "20" if LONG else "3"))
 CONTROL_SECONDS = 3
 
 # A mistake planted in the core: header, what stands there, what is put there, sanitizer, what must be said of it.

@@ -1,4 +1,4 @@
-"""The soak in the suite: random work and random SIGKILLs, a quarter of a minute, or four minutes in the long form."""
+"""The soak in the suite: random work and random SIGKILLs, a quarter of a minute, or two and a half in the long form."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests.children import run_child
 from tests.figures import LONG, report
 
-MINUTES = 4 if LONG else 0.25
+MINUTES = 2.5 if LONG else 0.25
 
 
 @pytest.mark.timeout(MINUTES * 60 + 120)

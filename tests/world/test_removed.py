@@ -59,6 +59,48 @@ def test_rm_under_living_engines(
     assert 8 == engine.do("store", numbers=EIGHT)
 
 
+@pytest.mark.parametrize("victim", ["control", "payload", "both"])
+def test_rm_under_an_engines_attachment(
+    name: str,
+    serve: Callable[..., Served],
+    start: Callable[..., Actor],
+    figures: Counter[str],
+    victim: str,
+) -> None:
+    """As vLLM's scheduler lives through it: it lets go of what was removed and joins what comes next."""
+    pytest.importorskip("vllm", reason="the engine's side of it is vLLM's")
+    from tests.world.engine import Engine
+
+    served = serve(*SMALL).wait_ready()
+    with Engine(name) as engine, start(name) as other:
+        assert 8 == engine.store(8)
+        if victim != "payload":
+            os.unlink(control_path(name))
+        if victim != "control":
+            os.unlink(payload_path(name, SHM_DIRECTORY, 0))
+        # Until it looks, it goes on with what it has mapped, and nobody's bytes are lost or mixed.
+        assert 8 == engine.right(8)
+        assert 8 == engine.store(8, first=100)
+        assert {"right": 16, "missing": 0, "wrong": 0} == other.do(
+            "check", numbers=[*EIGHT, *(n + 100 for n in EIGHT)]
+        )
+        served.rest()
+        assert 1 == served.process.returncode
+        engine.look()
+        assert not engine.attached
+        assert "was purged" in engine.said()
+        assert not engine.look(), "there is nothing to join"
+
+        serve(*SMALL).wait_ready()
+        assert engine.look()
+        assert engine.attached
+        assert 0 == engine.right(8)
+        assert 8 == engine.store(8)
+        # Who has not looked yet still has the old one, alone.
+        assert {"right": 8, "missing": 0, "wrong": 0} == other.do("check", numbers=EIGHT)
+        assert {"right": 8, "missing": 0, "wrong": 0} == start(name).do("check", numbers=EIGHT)
+
+
 def test_a_payload_file_that_is_cut_short(
     name: str, serve: Callable[..., Served], start: Callable[..., Actor], figures: Counter[str]
 ) -> None:

@@ -149,7 +149,7 @@ def test_of_many_that_start_at_once_exactly_one_serves(
     figures: Counter[str],
     chance: random.Random,
 ) -> None:
-    for _ in range(150 if LONG else 8):
+    for _ in range(90 if LONG else 8):
         leave(name)
         bodies = [start_serving(name)] * RACERS + [start_purging(name)] * purgers
         chance.shuffle(bodies)
@@ -169,7 +169,7 @@ def test_of_many_that_start_at_once_exactly_one_serves(
 def test_two_commands_at_once_one_serves_and_the_other_says_why(
     serve: Callable[..., Served], name: str, figures: Counter[str]
 ) -> None:
-    for _ in range(15 if LONG else 2):
+    for _ in range(8 if LONG else 2):
         pair = [serve("--size", "8M", "--no-lock") for _ in range(2)]
         figures["races"] += 1
         wait_until(lambda: any(one.process.poll() is not None for one in pair), "one refused")  # noqa: B023

@@ -1,0 +1,51 @@
+"""What does the supervisor tell the transport worker? One frozen object, as JSON on its command line.
+
+Every user of the machine may read a command line: there is nothing secret in it. Checked by `SpillConfig` again, so
+that a worker started by hand is told the same.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from pegashm.config import SpillConfig
+from pegashm.errors import ConfigError
+from pegashm.names import check_name
+
+__all__ = ["WorkerOptions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """`parent_pid`: ends with that process (0: with nobody). `stall_seconds`: when a device counts as hanging.
+    `lock_seconds`: how long to wait for a worker that is ending."""
+
+    name: str
+    spill: SpillConfig
+    group: str | None = None
+    log_json: bool = False
+    parent_pid: int = 0
+    stall_seconds: float = 2.0
+    lock_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> WorkerOptions:
+        """ConfigError for anything that is not what `to_json` writes."""
+        try:
+            fields = json.loads(text)
+            spill = fields.pop("spill")
+            spill["paths"] = tuple(spill["paths"])
+            return cls(spill=SpillConfig(**spill), **fields)
+        except ConfigError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(
+                f"the transport worker is started by `pegashm serve --spill PATH`, with its options as JSON: {error}"
+            ) from error

@@ -1,0 +1,339 @@
+"""Which blocks are written to SSD, and which leave memory before anybody needs their room?
+
+One thread that plans and never touches a device; `writer` threads do the writing, one a file. It follows the journal of
+the region, so that blocks are written soon after they were published (write-behind), and looks at how much is free of
+each size: below the low watermark the least recently used blocks are pinned, written if they are not on SSD
+yet, and evicted unless somebody used them meanwhile, until the high watermark is reached.
+
+No store waits for any of it. What is to be written is bounded in bytes and in seconds; what falls out of the
+backlog, or is evicted by an engine in need before its turn, is counted as late and was in memory only. Blocks
+that were published while no worker ran are written when there is nothing else to do. Hints all: a handle whose
+life is over is not pinned and is passed over.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pegashm import _native
+from pegashm.logs import logger
+from pegashm.transport.admission import Admission
+from pegashm.transport.rows import full_key, handles_of, keys_of, words
+from pegashm.transport.tier import Tier
+from pegashm.transport.writer import Batch, Writer
+from pegashm.units import MIB, format_bytes
+
+__all__ = ["Spiller"]
+
+_IDLE_SECONDS: Final = 0.02
+_EVENTS_AT_ONCE: Final = 1024
+_BATCH_BYTES: Final = 16 * MIB
+_BATCH_BLOCKS: Final = 256
+_EVICT_AT_ONCE: Final = 512
+_LOOK_EVERY_SECONDS: Final = 1.0
+_REPORT_EVERY_SECONDS: Final = 3600.0
+_OPEN_PATIENCE_SECONDS: Final = 30.0
+_READY: Final = 2
+
+Rows = NDArray[Any]
+Words = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A block that is to be written."""
+
+    handle: int
+    nbytes: int
+    since: float
+
+
+class Spiller:
+    """The planner. `writers`: one a file, in the order of the files."""
+
+    def __init__(self, tier: Tier) -> None:
+        self._tier = tier
+        self._region = tier.cache.region
+        self._client = tier.cache.client
+        self._config = tier.config
+        self._admission = Admission(tier.config.admission)
+        self.writers = [
+            Writer(tier, number, self._batch_done) for number in range(len(tier.config.paths))
+        ]
+        self._batch_bytes = max(1, min(_BATCH_BYTES, self._region.payload_bytes // 16))
+        self._wake = threading.Event()
+        self._mutex = threading.Lock()  # over what writers give back
+        self._under_way: set[int] = set()
+        self._under_way_bytes = 0
+        self._leaving: dict[int, int] = {}  # stride -> blocks that writers will evict
+        self._refilling: set[int] = set()  # strides on their way from the low watermark to the high one
+        self._backlog: deque[_Waiting] = deque()
+        self._backlog_bytes = 0
+        self._missed: deque[int] = deque()  # published before us
+        self._after = int(self._region.header["journal_head"])
+        self._look_at = 0.0
+        self._report_at = time.monotonic() + _REPORT_EVERY_SECONDS
+        self._reported_bytes = 0
+
+    def wake(self) -> None:
+        """Look now: room is short, or a writer has room again."""
+        self._wake.set()
+
+    def run(self) -> None:
+        """The thread's life."""
+        self._tier.wait_opened(_OPEN_PATIENCE_SECONDS)  # or we would write what is there already
+        if self._admission.writes_behind:
+            blocks = self._region.blocks()
+            self._missed.extend(handles_of(blocks[blocks["state"] == _READY]).tolist())
+        while not self._tier.stopping.is_set():
+            self._wake.clear()
+            busy = self._follow_journal()
+            busy |= self._evict_ahead()
+            busy |= self._write_behind()
+            self._each_second(time.monotonic())
+            if not busy:
+                self._wake.wait(_IDLE_SECONDS)
+
+    # -- what was published ----------------------------------------------------------------------
+
+    def _follow_journal(self) -> bool:
+        last, events = self._region.journal(self._after, _EVENTS_AT_ONCE)
+        # Overwritten when the ring has turned under us, or just being written: their blocks are written at the
+        # latest when they are evicted ahead.
+        self._tier.count("spill_late", last - self._after - len(events))
+        self._after = last
+        published = [event for event in events if event["event"] == "publish"]
+        if self._admission.selective:
+            for event in events:
+                if event["event"] == "evict":
+                    self._admission.gone(event["handle"], event["namespace_id"], full_key(event))
+        if published:
+            described = self._region.describe(words(event["handle"] for event in published))
+            for event, touched, nbytes in zip(
+                published,
+                described["touched"].tolist(),
+                described["payload_bytes"].tolist(),
+                strict=True,
+            ):
+                if nbytes and self._admission.watch(
+                    event["handle"], touched, event["namespace_id"], full_key(event)
+                ):
+                    self._remember(event["handle"], nbytes)
+        return len(events) == _EVENTS_AT_ONCE
+
+    def _remember(self, handle: int, nbytes: int) -> None:
+        if self._backlog_bytes + nbytes > self._config.backlog_bytes:
+            self._tier.count("spill_late")
+            return
+        self._backlog.append(_Waiting(handle, nbytes, time.monotonic()))
+        self._backlog_bytes += nbytes
+
+    def _each_second(self, now: float) -> None:
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_EVERY_SECONDS
+        watched = self._admission.watched()
+        if len(watched):
+            described = self._region.describe(watched)
+            sizes = dict(zip(watched.tolist(), described["payload_bytes"].tolist(), strict=True))
+            for handle in self._admission.look(watched.tolist(), described["touched"].tolist()):
+                self._remember(handle, sizes[handle])
+        if now >= self._report_at:
+            self._report_at = now + _REPORT_EVERY_SECONDS
+            self._report()
+
+    def _report(self) -> None:
+        spent = self._tier.budget.spent()
+        if spent == self._reported_bytes:
+            return
+        self._reported_bytes = spent
+        payload = file = 0
+        for opened in self._tier.files.files:
+            if opened is not None:
+                payload += opened.counters["payload_bytes_written"]
+                file += opened.counters["bytes_written"]
+        limit = self._config.daily_bytes
+        logger.info(
+            "spill: %s written in the last 24 hours%s, write amplification %.3f",
+            format_bytes(spent),
+            f" of {format_bytes(limit)} allowed" if limit else "",
+            file / payload if payload else 1.0,
+        )
+
+    # -- write behind ----------------------------------------------------------------------------
+
+    def _write_behind(self) -> bool:
+        """Hand over one batch of what waits longest. True when there may be more to do at once."""
+        oldest = time.monotonic() - self._config.backlog_seconds
+        while self._backlog and self._backlog[0].since < oldest:
+            self._backlog_bytes -= self._backlog.popleft().nbytes
+            self._tier.count("spill_late")
+        chosen: list[_Waiting] = []
+        nbytes = 0
+        while self._backlog and nbytes < self._batch_bytes and len(chosen) < _BATCH_BLOCKS:
+            chosen.append(self._backlog.popleft())
+            nbytes += chosen[-1].nbytes
+        self._backlog_bytes -= nbytes
+        if chosen:
+            left = self._write([waiting.handle for waiting in chosen])
+            again = [waiting for waiting in chosen if waiting.handle in left]
+            self._backlog.extendleft(reversed(again))
+            self._backlog_bytes += sum(waiting.nbytes for waiting in again)
+            return not again
+        missed = [self._missed.popleft() for _ in range(min(_BATCH_BLOCKS, len(self._missed)))]
+        left = self._write(missed) if missed else set()
+        self._missed.extendleft(handle for handle in reversed(missed) if handle in left)
+        return bool(missed) and len(left) < len(missed)
+
+    def _write(self, handles: Sequence[int]) -> set[int]:
+        """Hand over those that are not on SSD, as many as make a batch. Which are left: no writer has room for them."""
+        with self._mutex:
+            fresh = words(handle for handle in handles if handle not in self._under_way)
+        described = self._region.describe(fresh)
+        gone = described["payload_bytes"] == 0
+        self._tier.count("spill_late", int(gone.sum()))
+        wanted = described[~gone & ~self._on_ssd(described)]
+        if not len(wanted):
+            return set()
+        if not self._allowed(wanted):
+            self._tier.count("spill_skipped", len(wanted))
+            return set()
+        ends = np.cumsum(wanted["payload_bytes"])
+        count = max(1, int((ends <= self._batch_bytes).sum()))
+        rest = set(handles_of(wanted[count:]).tolist())
+        wanted = wanted[:count]
+        number = self._tier.files.choose(nbytes := int(ends[count - 1]))
+        if number is None:  # no file can be written to
+            self._tier.count("spill_late", count)
+            return rest
+        pinned = self._client.pin(handles_of(wanted)) == _native.OK
+        batch = Batch(described=wanted[pinned])
+        self._tier.files.settle(number, nbytes - batch.nbytes)
+        if not len(batch.described) or self._hand_over(number, batch):
+            return rest
+        self._client.unpin(batch.handles)
+        self._tier.files.settle(number, batch.nbytes)
+        return rest | set(batch.handles.tolist())
+
+    # -- evict ahead -----------------------------------------------------------------------------
+
+    def _evict_ahead(self) -> bool:
+        unassigned, sizes = self._region.room()
+        if unassigned or not self._config.high:  # a whole segment is free for whoever comes
+            return False
+        busy = False
+        for size in sizes:
+            capacity = size["capacity"]
+            low = math.ceil(self._config.low * capacity)
+            high = max(low, math.ceil(self._config.high * capacity))
+            stride = size["stride_bytes"]
+            with self._mutex:
+                free = size["free"] + self._leaving.get(stride, 0)
+            if free >= high or (free >= low and stride not in self._refilling):
+                self._refilling.discard(stride)
+                continue
+            self._refilling.add(stride)
+            wanted = min(high - free, _EVICT_AT_ONCE)
+            busy |= self._make_room(stride, wanted, urgent=2 * free < low)
+        return busy
+
+    def _make_room(self, stride: int, wanted: int, *, urgent: bool) -> bool:
+        """Evict the oldest blocks of a size, those on SSD at once, others once they are written."""
+        handles, touches = self._client.oldest(stride, wanted)
+        if not len(handles):
+            return False
+        described = self._region.describe(handles)
+        go = self._on_ssd(described)
+        for at in np.flatnonzero(~go).tolist():
+            row = described[at : at + 1]
+            go[at] = not self._admission.admits_victim(
+                int(handles[at]),
+                int(row["touched"][0]),
+                int(row["namespace_id"][0]),
+                keys_of(row)[0],
+            )
+            if go[at]:
+                self._tier.count("spill_skipped")
+        stay = np.flatnonzero(~go)
+        if len(stay) and not self._allowed(described[stay]):
+            self._tier.count("spill_skipped", len(stay))
+            go[stay] = True
+            stay = stay[:0]
+        if len(stay):
+            ends = np.cumsum(described["payload_bytes"][stay])
+            count = max(1, int((ends <= self._batch_bytes).sum()))
+            first, rest = stay[:count], stay[count:]
+            if not self._write_and_evict(stride, described[first], touches[first]):
+                # Nobody writes: at the latest when half the reserve is gone, room is worth more.
+                go[first] = urgent
+                if urgent:
+                    self._tier.count("spill_late", len(first))
+                else:
+                    self._client.unpin(handles[first])
+            self._client.unpin(handles[rest])
+        if go.any():
+            self._client.evict_untouched(handles[go], touches[go])
+        return bool(go.any())
+
+    def _write_and_evict(self, stride: int, described: Rows, touches: Words) -> bool:
+        batch = Batch(described=described, touches=touches, stride=stride)
+        number = self._tier.files.choose(batch.nbytes)
+        if number is None:
+            return False
+        with self._mutex:
+            self._leaving[stride] = self._leaving.get(stride, 0) + len(described)
+        if self._hand_over(number, batch):
+            return True
+        self._tier.files.settle(number, batch.nbytes)
+        with self._mutex:
+            self._leaving[stride] -= len(described)
+        return False
+
+    # -- both ------------------------------------------------------------------------------------
+
+    def _hand_over(self, number: int, batch: Batch) -> bool:
+        with self._mutex:
+            self._under_way.update(batch.handles.tolist())
+            self._under_way_bytes += batch.nbytes
+        if self.writers[number].offer(batch):
+            return True
+        with self._mutex:
+            self._under_way.difference_update(batch.handles.tolist())
+            self._under_way_bytes -= batch.nbytes
+        return False
+
+    def _batch_done(self, batch: Batch) -> None:
+        """Called by a writer: its pins are dropped, what was to be evicted is."""
+        with self._mutex:
+            self._under_way.difference_update(batch.handles.tolist())
+            self._under_way_bytes -= batch.nbytes
+            if batch.touches is not None:
+                self._leaving[batch.stride] -= len(batch.described)
+        self._wake.set()
+
+    def _allowed(self, described: Rows) -> bool:
+        with self._mutex:
+            pending = self._under_way_bytes
+        return self._tier.budget.allows(pending + int(described["payload_bytes"].sum()))
+
+    def _on_ssd(self, described: Rows) -> NDArray[np.bool_]:
+        """Which of these blocks a file in use has already."""
+        there = np.zeros(len(described), np.bool_)
+        ids = described["namespace_id"]
+        present = described["payload_bytes"] != 0
+        usable = self._tier.files.usable_mask
+        for namespace_id in np.unique(ids[present]).tolist():
+            mine = present & (ids == namespace_id)
+            rows = self._tier.table.find(keys_of(described[mine]), namespace_id)
+            in_use = np.array([usable >> file & 1 for file in rows["file"].tolist()], np.bool_)
+            there[mine] = (rows["payload_bytes"] != 0) & in_use
+        return there
