@@ -8,6 +8,7 @@ side by side, beside arenas of other people.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -24,17 +25,23 @@ __all__ = ["served_arena"]
 PEGASHM = (sys.executable, "-c", "from pegashm.cli import main; main()")
 POLL_SECONDS = 0.05
 END_SECONDS = 30
+_numbers = itertools.count()  # a bench may have several at once
 
 
 @contextlib.contextmanager
 def served_arena(
-    label: str, size: int, directory: str | None, *, deadline_seconds: float = 300
+    label: str,
+    size: int,
+    directory: str | None,
+    *,
+    options: Sequence[str] = (),
+    deadline_seconds: float = 300,
 ) -> Iterator[str]:
-    """Name of an arena of `size` bytes in all, populated and locked by its supervisor."""
-    name = f"bench-{label}-{os.getpid()}"
-    options = ["--name", name, "--size", str(size), "--ephemeral"]
-    options += ["--directory", directory] if directory is not None else []
-    child = _run(["serve", *options])
+    """Name of an arena of `size` bytes in all, populated and locked by its supervisor; `options`: more of `serve`'s."""
+    name = f"bench-{label}-{os.getpid()}-{next(_numbers)}"
+    told = ["--name", name, "--size", str(size), "--ephemeral", *options]
+    told += ["--directory", directory] if directory is not None else []
+    child = _run(["serve", *told])
     try:
         _wait_until_populated(child, name, time.monotonic() + deadline_seconds)
         yield name

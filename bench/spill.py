@@ -87,6 +87,7 @@ class Filled:
         self.file = file
         self.block_bytes = block_bytes
         self.rows: list[Rows] = []
+        self.gone: list[int] = []
         self.number = 0
 
     def blocks(self, count: int) -> Rows:
@@ -114,12 +115,15 @@ class Filled:
             self.rows.append(appended.records)
             done += len(appended.records)
             if appended.outcome is Append.REGION_FULL:
-                gone = self.file.next_region().sequence
-                if gone:
-                    self.rows = [rows[rows["sequence"] != gone] for rows in self.rows]
+                self.gone.append(self.file.next_region().sequence)
                 if self.file.advance() is not Advance.DONE:
                     raise SystemExit("a region could not be taken")
-        self.rows = [np.concatenate(self.rows, dtype=RECORD_FIELDS)]
+
+    def there(self) -> Rows:
+        """What is in the file now."""
+        rows = np.concatenate(self.rows, dtype=RECORD_FIELDS)
+        self.rows = [rows[~np.isin(rows["sequence"], self.gone)]]
+        return self.rows[0]
 
     def spill(self) -> Sample:
         blocks = self.blocks(max(1, self.bench.sample_bytes // self.block_bytes))
@@ -129,7 +133,7 @@ class Filled:
         """Random records to random places, in batches by two callers."""
         bench = self.bench
         count = max(CALLERS, bench.sample_bytes // self.block_bytes)
-        (there,) = self.rows
+        there = self.there()
         chosen = there[bench.random.integers(0, len(there), count)]
         # Each caller has its half of the arena, each batch distinct places in it.
         slots = len(bench.arena.bytes) // self.block_bytes // CALLERS

@@ -558,11 +558,11 @@ def every_call(body: Callable[[], object], judge: Callable[[], None]) -> int:
     return call
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_killed_anywhere_in_creation_the_next_start_begins_anew(
-    name: str, tmp_path: Path, elsewhere: bool
+def test_killed_anywhere_in_creation_elsewhere_the_next_start_begins_anew(
+    name: str, tmp_path: Path
 ) -> None:
-    directory = str(tmp_path) if elsewhere else SHM_DIRECTORY
+    """With --directory; in /dev/shm, and at each line: tests/crash/test_lines.py."""
+    directory = str(tmp_path)
     config = ServeConfig(name=name, size_bytes=4 * MIB, directory=directory, numa="none")
     plain = ServeConfig(name=name, size_bytes=4 * MIB, numa="none")
 

@@ -81,6 +81,8 @@ class DiskPool {
   uint32_t threads() const noexcept { return threads_; }
 
   void start(DiskTransfer& transfer) noexcept {
+    uint64_t total = 0;
+    for (uint64_t i = 0; i < transfer.count; ++i) total += transfer.bytes[i];
     const std::lock_guard guard(shared_->mutex);
     transfer.next_run = transfer.next_byte = transfer.in_flight = 0;
     skip_empty(transfer);
@@ -91,7 +93,13 @@ class DiskPool {
     transfer.after = nullptr;
     (shared_->newest ? shared_->newest->after : shared_->oldest) = &transfer;
     shared_->newest = &transfer;
-    shared_->work.notify_all();
+    // Waking a thread costs more than dealing it a piece: only those that sleep, and have something to do.
+    const uint64_t pieces = total / shared_->piece_bytes + 1;
+    const uint64_t wanted =
+        transfer.count > pieces ? std::max(pieces, scattered(transfer)) : pieces;
+    for (uint64_t i = 0; i < std::min<uint64_t>(wanted, shared_->asleep); ++i) {
+      shared_->work.notify_one();
+    }
   }
 
   // Returns when the transfer is finished. `help`: the caller's thread does pieces of it as well, which saves
@@ -152,6 +160,7 @@ class DiskPool {
     DiskTransfer* newest = nullptr;
     uint64_t piece_bytes = 0;
     uint32_t alive = 0;
+    uint32_t asleep = 0;
     bool stop = false;
   };
 
@@ -163,6 +172,15 @@ class DiskPool {
 
   static void skip_empty(DiskTransfer& transfer) noexcept {
     while (!transfer.dealt() && transfer.bytes[transfer.next_run] == 0) ++transfer.next_run;
+  }
+
+  // Places in the file that no neighbour leads to: each is a piece of its own.
+  static uint64_t scattered(const DiskTransfer& transfer) noexcept {
+    uint64_t places = 1;
+    for (uint64_t i = 1; i < transfer.count; ++i) {
+      places += transfer.offsets[i] != transfer.offsets[i - 1] + transfer.bytes[i - 1];
+    }
+    return places;
   }
 
   static void serve(Shared& shared) noexcept {
@@ -179,7 +197,9 @@ class DiskPool {
       } else if (shared.stop) {
         break;
       } else {
+        ++shared.asleep;
         shared.work.wait(lock);
+        --shared.asleep;
       }
     }
     --shared.alive;

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-__all__ = ["checksum_at", "seed_of", "seeds_of"]
+__all__ = ["checksum_at", "checksums_at", "seed_of", "seeds_of"]
 
 Rows = NDArray[Any]
 
@@ -31,21 +31,28 @@ def seeds_of(fingerprints: bytes | Sequence[bytes], rows: Rows) -> list[int]:
     if isinstance(fingerprints, bytes):
         fingerprints = [fingerprints] * len(rows)
     keys = np.ascontiguousarray(rows["key"]).tobytes()
+    groups = rows["group"].astype(">u4").tobytes()
+    digest = xxhash.xxh3_64_intdigest
     return [
-        seed_of(fingerprint, keys[at : at + nbytes], group)
-        for fingerprint, at, nbytes, group in zip(
-            fingerprints,
-            range(0, len(keys), 32),
-            rows["key_bytes"].tolist(),
-            rows["group"].tolist(),
-            strict=True,
+        digest(fingerprint + keys[row * 32 : row * 32 + nbytes] + groups[row * 4 : row * 4 + 4])
+        for row, (fingerprint, nbytes) in enumerate(
+            zip(fingerprints, rows["key_bytes"].tolist(), strict=True)
         )
     ]
 
 
+def checksums_at(addresses: Sequence[int], sizes: Sequence[int], seeds: Sequence[int]) -> list[int]:
+    """XXH3-64 of runs of this process's memory. The caller vouches for the addresses."""
+    digest = xxhash.xxh3_64_intdigest
+    return [
+        digest(_bytes_type(nbytes).from_address(address), seed)
+        for address, nbytes, seed in zip(addresses, sizes, seeds, strict=True)
+    ]
+
+
 def checksum_at(address: int, nbytes: int, seed: int) -> int:
-    """XXH3-64 of memory of this process. The caller vouches for the address."""
-    return xxhash.xxh3_64_intdigest(_bytes_type(nbytes).from_address(address), seed)
+    """Of one run."""
+    return checksums_at([address], [nbytes], [seed])[0]
 
 
 @lru_cache(maxsize=256)

@@ -4,7 +4,8 @@ The log grows at its head: `append` packs blocks into frames and writes them beh
 region is full, the caller forgets the records of the region that comes next (`next_region`) and takes it
 (`advance`), which is refused while somebody still reads from it. A record returned by `append` is in the file
 for whoever opens it after the death of this process; a power loss may cost those since the last sync, which a
-thread of this file's own makes when a region is full and `sync_seconds` after the first write that is not synced.
+thread of this file's own makes when a region is full (once a second at most) and `sync_seconds` after the first write
+that is not synced.
 
 One thread appends, any number fetch. Nothing here waits but for the device: a device that hangs holds its callers,
 `waiting_seconds` tells others. Errors are outcomes, counted in `counters`; after several in a row the
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import threading
 import time
@@ -31,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pegashm._native import DiskTransfer
-from pegashm.spill.checksums import checksum_at, seeds_of
+from pegashm.spill.checksums import checksum_at, checksums_at, seeds_of
 from pegashm.spill.disk import PIECE_BYTES, THREADS, Disk, Pages
 from pegashm.spill.format import (
     BLOCK_FIELDS,
@@ -54,6 +56,7 @@ __all__ = ["Advance", "Append", "Appended", "Fetch", "NextRegion", "SpillFile"]
 
 ERRORS_IN_A_ROW: Final = 3
 SYNC_SECONDS: Final = 5.0
+SEAL_SECONDS: Final = 1.0
 # Payload is hashed and handed to the threads in shares of this size, so that both go on at once.
 _SHARE_BYTES: Final = 4 << 20
 _UNDER_WAY_BYTES: Final = 32 << 20
@@ -157,6 +160,7 @@ class SpillFile:
         self._sync_wanted = threading.Condition(self._state)
         self._dirty_since: float | None = None
         self._sealed = False
+        self._synced_at = -math.inf
         self._syncing = threading.Lock()
         self._syncer = threading.Thread(
             target=self._sync_when_due, name=f"sync {os.path.basename(path)}", daemon=True
@@ -335,6 +339,7 @@ class SpillFile:
                 self._note_writes(error.errno or errno.EIO, 0)
                 return False
             with self._state:
+                self._synced_at = time.monotonic()
                 self.counters["syncs"] += 1
                 self.counters["sync_ns"] += time.perf_counter_ns() - started
             return True
@@ -472,12 +477,12 @@ class SpillFile:
 
     @staticmethod
     def _hash(records: Rows, seeds: list[int], addresses: list[int]) -> None:
-        known = records["checksum"].tolist()
         sizes = records["payload_bytes"].tolist()
-        records["checksum"] = [
-            checksum or checksum_at(address, size, seed)
-            for checksum, address, size, seed in zip(known, addresses, sizes, seeds, strict=True)
-        ]
+        if not records["checksum"].any():
+            records["checksum"] = checksums_at(addresses, sizes, seeds)
+            return
+        for row in np.flatnonzero(records["checksum"] == 0).tolist():
+            records["checksum"][row] = checksum_at(addresses[row], sizes[row], seeds[row])
 
     def _finish(
         self, records: Rows, frames: Sequence[_Frame], strides: Words, *, full: bool
@@ -615,25 +620,29 @@ class SpillFile:
     # -- syncing ---------------------------------------------------------------------------------
 
     def _sync_when_due(self) -> None:
-        """The syncer's life: sleeps until a region is full, or the oldest write is old enough."""
+        """The syncer's life: sleeps until the oldest write is old enough, or a region is full."""
         while True:
             with self._sync_wanted:
-                while not self._closing and not self._sealed:
-                    since = self._dirty_since
-                    left = (
-                        None
-                        if since is None
-                        else max(0.0, since + self._sync_seconds - time.monotonic())
-                    )
-                    if left == 0.0:
+                while not self._closing:
+                    left = self._seconds_to_sync()
+                    if left is not None and left <= 0:
                         break
                     self._sync_wanted.wait(left)
-                due = self._sealed or self._dirty_since is not None
+                due = self._dirty_since is not None
                 closing = self._closing
             if due:
                 self.sync()
             if closing:
                 return
+
+    def _seconds_to_sync(self) -> float | None:
+        """Until the next sync is due; None while there is nothing to sync."""
+        now = time.monotonic()
+        if self._dirty_since is None:
+            return None
+        left = self._dirty_since + self._sync_seconds - now
+        # At full speed regions fill many times a second, and a sync holds up the writes around it.
+        return min(left, self._synced_at + SEAL_SECONDS - now) if self._sealed else left
 
 
 _COUNTERS: Final = (
@@ -690,14 +699,8 @@ def _shares(ends: Words) -> list[tuple[int, int]]:
 
 def _verified(
     records: Rows, addresses: Words, seeds: list[int], rows: NDArray[np.int64]
-) -> list[int]:
-    return [
-        Fetch.OK if checksum_at(address, size, seeds[row]) == checksum else Fetch.DAMAGED
-        for address, size, checksum, row in zip(
-            addresses.tolist(),
-            records["payload_bytes"].tolist(),
-            records["checksum"].tolist(),
-            rows.tolist(),
-            strict=True,
-        )
-    ]
+) -> NDArray[np.uint8]:
+    sizes = records["payload_bytes"].tolist()
+    sums = checksums_at(addresses.tolist(), sizes, [seeds[row] for row in rows.tolist()])
+    same = np.array(sums, np.uint64) == records["checksum"]
+    return np.where(same, np.uint8(Fetch.OK), np.uint8(Fetch.DAMAGED))

@@ -75,7 +75,9 @@ class Spiller:
         self._under_way: set[int] = set()
         self._under_way_bytes = 0
         self._leaving: dict[int, int] = {}  # stride -> blocks that writers will evict
-        self._refilling: set[int] = set()  # strides on their way from the low watermark to the high one
+        self._refilling: set[int] = (
+            set()
+        )  # strides on their way from the low watermark to the high one
         self._backlog: deque[_Waiting] = deque()
         self._backlog_bytes = 0
         self._missed: deque[int] = deque()  # published before us

@@ -60,7 +60,9 @@ class Tier:
         self.stopping = threading.Event()
         self._open_file = open_file
         self._opened = [threading.Event() for _ in config.paths]
-        self._ahead = [0] * len(config.paths)  # pieces of regions whose blocks gave way before their turn
+        self._ahead = [0] * len(
+            config.paths
+        )  # pieces of regions whose blocks gave way before their turn
         self._usable = 0
         self._full_said = False
 
@@ -126,7 +128,7 @@ class Tier:
             skip -= len(lot.records) - len(records)
             namespace_id = self.namespaces.id_of(lot.namespace) if len(records) else 0
             if namespace_id:
-                        listed += int(self.table.store(table_rows(records, namespace_id, number)).sum())
+                listed += int(self.table.store(table_rows(records, namespace_id, number)).sum())
         if count > room:
             self._say_full(count)
         return listed

@@ -20,6 +20,7 @@ FIGURES = {
     "checksum": {"hash_cold_gbs", "store_share", "load_share", "batch_ms_more"},
     "copy": {"share_median", "share_min", "share_batch_median"},
     "lookup": {"cold_hits", "hot_misses"},
+    "tier": {"hit_rate_with", "hit_rate_without", "wrong_blocks", "slowdown_p50"},
     "spill": {"share_spill_median", "share_promote_median", "amplification_max", "open_s"},
 }
 SECONDS_MAX = 100

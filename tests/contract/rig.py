@@ -29,7 +29,7 @@ from pegashm.cache import Mode
 from pegashm.connector.attachment import Attachment
 from pegashm.connector.cuda import PegaShmCudaWorker
 from pegashm.connector.manager import PegaShmManager
-from pegashm.connector.settings import Settings
+from pegashm.connector.settings import SPILL_DEADLINE_MS, Settings
 from pegashm.connector.worker import PegaShmCpuWorker
 from pegashm.keys import namespace_of
 
@@ -110,19 +110,33 @@ def page_of(key: bytes) -> torch.Tensor:
 class Rig:
     """One engine: scheduler's side and one worker."""
 
-    def __init__(self, name: str, figures: Figures, seed: int, *, gpu: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        figures: Figures,
+        seed: int,
+        *,
+        gpu: bool = False,
+        spill_deadline_ms: int = SPILL_DEADLINE_MS,
+    ) -> None:
         self.figures = figures
         self.chance = random.Random(seed)
         self.engine = kv_caches(PAGES, ROWS)
         self.jobs = 0
         self.requests = 0
         self.over = False
+        self.waited = 0
         settings = Settings(arena=name, mode=Mode.READ_WRITE)
         self.attachment = self.call(
             "attach at start", lambda: Attachment(settings, NAMESPACE, "contract")
         )
         self.manager = PegaShmManager(
-            self.attachment, mode=Mode.READ_WRITE, chunk_bytes=CHUNK_BYTES, writers=1, events=True
+            self.attachment,
+            mode=Mode.READ_WRITE,
+            chunk_bytes=CHUNK_BYTES,
+            writers=1,
+            events=True,
+            spill_deadline_ms=spill_deadline_ms,
         )
         self.worker: Any = (
             PegaShmCudaWorker(
@@ -156,11 +170,7 @@ class Rig:
         manager = self.manager
         self.attachment._look_at = 0.0  # every step, not every two seconds
         context, keys = self.request()
-        found = 0
-        while found < len(keys) and (
-            self.call("lookup", manager.lookup, keys[found], context) is LookupResult.HIT
-        ):
-            found += 1
+        found = self.look_up(keys, context)
         came = self.load(keys[:found], context) if found else 0
         self.store(keys[found:], context)
         self.call("on_request_finished", manager.on_request_finished, context)
@@ -169,6 +179,41 @@ class Rig:
         if self.chance.random() < RESET_CHANCE:
             self.call("reset_cache", manager.reset_cache)
         return came
+
+    def look_up(self, keys: list[OffloadKey], context: ReqContext) -> int:
+        """How many there are, of those that come first; step by step while some are on SSD."""
+        while True:
+            found, pending = 0, False
+            for key in keys:
+                result = self.call("lookup", self.manager.lookup, key, context)
+                if result is LookupResult.MISS:
+                    break
+                found += 1
+                pending = pending or result is not LookupResult.HIT
+            if not pending:
+                return found
+            self.waited += 1
+            self.end_step()
+
+    def pending_steps(self, count: int) -> int:
+        """As steps(); how many of them were spent waiting for SSD."""
+        before = self.waited
+        self.steps(count)
+        return self.waited - before
+
+    def on_ssd(self) -> int:
+        cache = self.attachment.cache
+        assert cache is not None
+        rows = cache.region.counters()
+        return next(int(row["value"]) for row in rows if row["key"] == "spill_stored")
+
+    def evict_all(self) -> None:
+        """What is on SSD is all there is."""
+        cache = self.attachment.cache
+        assert cache is not None
+        ready = cache.region.blocks()
+        ready = ready[ready["state"] == 2]
+        cache.evict((ready["generation"] << 24 | ready["record"]).astype(np.uint64))
 
     def request(self) -> tuple[ReqContext, list[OffloadKey]]:
         chain = int(self.chance.random() ** 2 * CHAINS)

@@ -7,15 +7,19 @@ request after the other. When the stopped are killed as well, all that they held
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from pegashm.arena import open_arena
+from pegashm.liveness import TRANSPORT_BYTE, holder_alive
 from pegashm.units import KIB
 
 from tests.arenas import Shape
 from tests.contract.hostage import POSITIONS
-from tests.contract.hostages import Hostage, Keeper, crash_points
+from tests.contract.hostages import PATIENCE_S, Hostage, Keeper, crash_points
 from tests.contract.rig import Figures, Rig
 from tests.figures import LONG
 from tests.served import Served
@@ -150,3 +154,51 @@ def test_the_supervisor(
     finish(Hostage(served.process.pid), end, figures)
     engine.until_hits()
     engine.steps(STEPS)
+
+
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_the_transport_worker(
+    end: str,
+    rig: Make,
+    name: str,
+    serve: Callable[..., Served],
+    figures: Figures,
+    tmp_path: Path,
+) -> None:
+    """Blocks are on SSD and nobody brings them: a request waits for its deadline at most, a call for nobody."""
+    spill = ("--spill", str(tmp_path / "blocks.spill"), "--spill-size", "64M")
+    serve("--size", "1M", "--segment-size", "64K", *spill).wait_ready()
+    pid = transport_worker(name)
+    engine = rig(name, spill_deadline_ms=200)
+    engine.until_hits()
+    until(lambda: engine.on_ssd() > 0)
+    engine.evict_all()
+    assert engine.pending_steps(STEPS), "nothing was waited for"
+    finish(Hostage(pid), end, figures)
+    for _ in range(4):
+        engine.evict_all()
+        engine.pending_steps(STEPS // 2)
+    if end == "stopped":
+        finish(Hostage(pid), "killed", figures)
+    assert transport_worker(name, not_pid=pid) != pid
+    engine.until_hits()
+
+
+def until(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.01)
+
+
+def transport_worker(name: str, not_pid: int = 0) -> int:
+    """The process id of the one that listens, and is not that one."""
+    with open_arena(name) as arena:
+
+        def listening() -> int:
+            header = arena.region.header
+            alive = holder_alive(arena.control_fd, TRANSPORT_BYTE)
+            return int(header["transport_pid"]) if alive and header["transport_path"] else 0
+
+        until(lambda: listening() not in (0, not_pid))
+        return listening()

@@ -46,7 +46,7 @@ MISTAKES = (
 )
 
 pytestmark = [
-    pytest.mark.timeout(LIMIT_S + 60),
+    pytest.mark.timeout(LIMIT_S + 300),
     pytest.mark.skipif(flavours.missing_tool() is not None, reason=f"{flavours.missing_tool()}"),
 ]
 

@@ -16,15 +16,19 @@ def test_soak(seed: int) -> None:
     summary = run_child(
         "tests.soak", "--minutes", MINUTES, "--seed", seed, seconds=MINUTES * 60 + 90
     )
+    problems = summary["problems"]
     report(
         "soak",
         kills=sum(summary["kills"].values()),
         published=summary["published"],
         verified=summary["verified"],
         evicted=summary["evicted"],
-        problems=len(summary["problems"]),
+        wrong_bytes=sum("WRONG" in problem for problem in problems),
+        leaked_blocks=sum(": expected " in problem for problem in problems),
+        hangs=sum("made no step" in problem for problem in problems),
+        problems=len(problems),
     )
-    assert [] == summary["problems"]
+    assert [] == problems
     assert summary["kills"]["worker"] > 5
     for counter in ("published", "verified", "unpinned_right", "evicted", "reaped"):
         assert summary[counter] > 50 or (counter == "reaped" and summary[counter] > 0), counter

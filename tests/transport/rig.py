@@ -31,7 +31,16 @@ from pegashm.units import KIB, MIB
 from tests.arenas import Shape, make_arena, remove_arena
 from tests.soak.stamp import payload_for, verify
 
-__all__ = ["BYTES", "FENCE", "NAMESPACE", "PATIENCE_SECONDS", "Rig", "eventually", "key_of", "judge"]
+__all__ = [
+    "BYTES",
+    "FENCE",
+    "NAMESPACE",
+    "PATIENCE_SECONDS",
+    "Rig",
+    "eventually",
+    "key_of",
+    "judge",
+]
 
 NAMESPACE = namespace_of({"model": "transport"}, label="transport test")
 FENCE = 7
@@ -169,7 +178,9 @@ class Rig:
 
     # -- blocks ----------------------------------------------------------------------------------
 
-    def store(self, numbers: Iterable[int], nbytes: int = BYTES, *, sums: bool = False) -> list[bytes]:
+    def store(
+        self, numbers: Iterable[int], nbytes: int = BYTES, *, sums: bool = False
+    ) -> list[bytes]:
         """Store those that are not there; their keys."""
         keys = [key_of(number) for number in numbers]
         for key in keys:
@@ -214,7 +225,9 @@ class Rig:
     def promote(self, keys: Sequence[bytes], deadline_ms: int = 20_000) -> list[Answer]:
         """Ask, and wait for the answer."""
         ticket = self.ask(keys, deadline_ms)
-        done: Done = eventually(lambda: next((r for r in self.client.replies() if r.request_id == ticket), None))
+        done: Done = eventually(
+            lambda: next((r for r in self.client.replies() if r.request_id == ticket), None)
+        )
         return [Answer(outcome) for outcome in done.outcomes]
 
     def ask(self, keys: Sequence[bytes], deadline_ms: int = 20_000) -> int:

@@ -141,7 +141,11 @@ def test_counts_beyond_all_bounds() -> None:
 def test_keys_that_cannot_be() -> None:
     for key in (b"", b"\0\0\0\1", b"k" * 37):
         with pytest.raises(ValueError, match="5 to 36 bytes"):
-            pack(Promote(request_id=1, region_id=bytes(16), namespace_id=1, deadline_ms=1, keys=(key,)))
+            pack(
+                Promote(
+                    request_id=1, region_id=bytes(16), namespace_id=1, deadline_ms=1, keys=(key,)
+                )
+            )
     frame = pack(PROMOTE)
     group = frame[:-4] + b"\0\1\0\0"
     assert "below 65536" in said_of(group)

@@ -60,9 +60,7 @@ def test_the_daily_budget_is_kept(rig: Callable[..., Rig]) -> None:
     keys = []
     for first in range(1, 51, 5):
         keys += one.store(range(first, first + 5))
-        eventually(
-            lambda: one.counter("spill_stored") + one.counter("spill_skipped") >= len(keys)
-        )
+        eventually(lambda: one.counter("spill_stored") + one.counter("spill_skipped") >= len(keys))
     written = one.counter("spill_file_bytes")
     assert 10 * BYTES < written <= 36 * BYTES  # frames and a region's page are found out afterwards
     one.kill()
@@ -169,7 +167,9 @@ def test_no_watermarks_no_eviction(rig: Callable[..., Rig]) -> None:
 
 
 @pytest.mark.parametrize("bound", [{"backlog_bytes": 64 * KIB}, {"backlog_seconds": 0.001}])
-def test_a_flood_is_dropped_not_waited_for(rig: Callable[..., Rig], bound: dict[str, float]) -> None:
+def test_a_flood_is_dropped_not_waited_for(
+    rig: Callable[..., Rig], bound: dict[str, float]
+) -> None:
     """What falls out of the backlog is counted; it stays in memory and nothing else is lost."""
     shape = Shape(segment_bytes=MIB, segments_per_arena=(16,), spill_records=4000)
     one = rig(shape=shape, file_bytes=64 * MIB, **bound).start()
