@@ -189,6 +189,8 @@ class Region:
         """Rows as of blocks() for these handles; all zero where the life of one is over."""
     def room(self) -> tuple[int, list[dict[str, int]]]:
         """(segments without a stride, [{stride_bytes, capacity, free}]): a pass over the free bits."""
+    def spilled(self) -> NDArray[Any]:
+        """All blocks on SSD that are listed (SPILL_FIELDS), those of files out of use included."""
     def tally(self) -> dict[str, int]:
         """Records by state: free, claimed, ready, evicting, damaged; and `record_count`, `capacity`."""
     def counters(self) -> list[dict[str, Any]]:

@@ -232,6 +232,9 @@ cdef extern from "spill.hpp" namespace "pegashm" nogil:
         uint64_t published_at_ns
         uint64_t sequence
 
+    void read_spilled(const View&, uint32_t, Spilled&)
+    cbool is_listed(const View&, uint32_t)
+
     cdef cppclass CSpillTable "pegashm::SpillTable":
         CSpillTable(const View&) except +
         uint32_t capacity()
@@ -1003,6 +1006,20 @@ cdef class Region:
         return unassigned, [
             {"stride_bytes": stride_, "capacity": both[0], "free": both[1]} for stride_, both in sizes.items()]
 
+    def spilled(self):
+        cdef View* view = self.mapped()
+        cdef uint32_t index, count = 0, size = view.geometry.spill_record_count
+        cdef Spilled block
+        out = np.zeros(size, dtype=SPILL_FIELDS)
+        cdef uint8_t[::1] raw = out.view(np.uint8)
+        for index in range(size):
+            if not is_listed(view[0], index):
+                continue
+            read_spilled(view[0], index, block)
+            _fill_spill_row(&block, <SpillRow*>&raw[count * sizeof(SpillRow)])
+            count += 1
+        return out[:count].copy()
+
     def tally(self):
         cdef View* view = self.mapped()
         cdef uint64_t state
@@ -1080,6 +1097,20 @@ cdef void _fill_row(View* view, uint32_t record, uint64_t state, BlockRow* row) 
     row.parts_failed = <uint32_t>(block.parts >> 32)
     row.sum_parts = <uint8_t>sum_part_count(block.sum_layout)
     row.damaged = c_is_damaged(block[0])
+
+
+cdef void _fill_spill_row(const Spilled* block, SpillRow* row) noexcept:
+    memcpy(row.key, block.key.words, 32)
+    row.key_bytes = <uint8_t>(block.key.identity >> 48)
+    row.group = <uint16_t>(block.key.identity >> 32)
+    row.namespace_id = <uint32_t>block.key.identity
+    row.file = <uint8_t>block.file
+    row.file_offset = block.file_offset
+    row.payload_bytes = block.payload_bytes
+    row.checksum = block.checksum
+    row.sum_layout = block.sum_layout
+    row.published_at_ns = block.published_at_ns
+    row.sequence = block.sequence
 
 
 cdef class _MappingUser:
@@ -1332,25 +1363,13 @@ cdef class SpillTable:
         cdef _Keys batch = _Keys(keys, namespace_id)
         cdef uint32_t i
         cdef Spilled block
-        cdef SpillRow* row
         out = np.zeros(batch.count, dtype=SPILL_FIELDS)
         cdef uint8_t[::1] raw = out.view(np.uint8)
         self.region.mapped()
         for i in range(batch.count):
             if self.core.find(batch.keys[i], block) == <uint32_t>0xFFFFFFFF:
                 continue
-            row = <SpillRow*>&raw[i * sizeof(SpillRow)]
-            memcpy(row.key, block.key.words, 32)
-            row.key_bytes = <uint8_t>(block.key.identity >> 48)
-            row.group = <uint16_t>(block.key.identity >> 32)
-            row.namespace_id = <uint32_t>block.key.identity
-            row.file = <uint8_t>block.file
-            row.file_offset = block.file_offset
-            row.payload_bytes = block.payload_bytes
-            row.checksum = block.checksum
-            row.sum_layout = block.sum_layout
-            row.published_at_ns = block.published_at_ns
-            row.sequence = block.sequence
+            _fill_spill_row(&block, <SpillRow*>&raw[i * sizeof(SpillRow)])
         return out
 
     def forget(self, rows):

@@ -112,6 +112,7 @@ def _contents(region: _native.Region, fd: int, *, with_blocks: bool) -> dict[str
         "namespaces": plain(region.namespaces()),
         "clients": _clients(region, fd, clients, held),
         "segments": plain(region.segments()),
+        "spill": _spill(region, fd, header),
         "tally": plain(region.tally()),
         "pins": _pins(blocks),
         "ages": _ages(blocks, now_ns),
@@ -157,6 +158,28 @@ def _clients(
             }
         )
     return rows
+
+
+def _spill(region: _native.Region, fd: int, header: dict[str, Any]) -> dict[str, Any]:
+    """The SSD tier: its worker, and by file what is listed."""
+    rows = region.spilled()
+    numbers, counts = np.unique(rows["file"], return_counts=True)
+    return {
+        "worker_alive": liveness.holder_alive(fd, liveness.TRANSPORT_BYTE),
+        "worker_pid": header["transport_pid"],
+        "socket": header["transport_path"],
+        "record_count": header["spill_record_count"],
+        "listed": len(rows),
+        "files": [
+            {
+                "file": number,
+                "usable": bool(header["spill_usable"] >> number & 1),
+                "blocks": count,
+                "payload_bytes": int(rows["payload_bytes"][rows["file"] == number].sum()),
+            }
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
+        ],
+    }
 
 
 def _pins(blocks: NDArray[Any]) -> dict[str, int]:

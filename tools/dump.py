@@ -34,7 +34,8 @@ EXIT_STATUS = {"ok": 0, "finding": 1, "cannot tell": 2}
         " the same). No supervisor, or a full arena, are no findings."
     ),
 )
-@click.option("--name", envvar="PEGASHM_ARENA", required=True, help="Arena  [env: PEGASHM_ARENA]")
+@click.option("--name", envvar="PEGASHM_ARENA", help="Arena  [env: PEGASHM_ARENA]")
+@click.option("--spill", metavar="PATH", help="Show this spill file instead, in use or not.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document; keys and digests in hex.")
 @click.option("--blocks", is_flag=True, help="List every block that is not free.")
 @click.option("--follow", is_flag=True, help="Print publish and evict events as they come.")
@@ -46,12 +47,26 @@ EXIT_STATUS = {"ok": 0, "finding": 1, "cannot tell": 2}
     "--seconds", type=click.FloatRange(min=0), default=None, help="--follow: end after so long."
 )
 def main(
-    name: str, as_json: bool, blocks: bool, follow: bool, backlog: int, seconds: float | None
+    name: str | None,
+    spill: str | None,
+    as_json: bool,
+    blocks: bool,
+    follow: bool,
+    backlog: int,
+    seconds: float | None,
 ) -> None:
-    """Show an arena: header, supervisor, namespaces, clients, segments, states, pins, counters.
+    """Show an arena: header, supervisor, namespaces, clients, segments, states, pins, SSD, counters.
 
     Reads only, at any time: with or without a supervisor, after a crash, on a damaged region.
     """
+    if spill is not None:
+        from pegashm.fsck_command import run_spill
+
+        sys.exit(run_spill(spill, payloads=False, as_json=as_json))
+    if name is None:
+        raise click.UsageError(
+            "give --name of an arena (or set PEGASHM_ARENA), or --spill of a file"
+        )
     if follow:
         sys.exit(_follow(name, as_json=as_json, backlog=backlog, seconds=seconds))
     document = snapshot(name, with_blocks=blocks)

@@ -48,6 +48,7 @@ def render(console: Console, document: dict[str, Any]) -> None:
     _table(console, "Clients", document["clients"], CLIENT_COLUMNS)
     _segments(console, document["segments"])
     _states(console, document)
+    _spill(console, document["spill"])
     _table(console, "Counters", document["counters"], COUNTER_COLUMNS)
     if "blocks" in document:
         _table(console, "Blocks", document["blocks"], BLOCK_COLUMNS)
@@ -139,6 +140,20 @@ def _states(console: Console, document: dict[str, Any]) -> None:
     )
 
 
+def _spill(console: Console, tier: dict[str, Any]) -> None:
+    if not tier["record_count"]:
+        return
+    _table(console, "Blocks on SSD", tier["files"], SPILL_COLUMNS)
+    worker = f"pid {tier['worker_pid']}" if tier["worker_alive"] else "not running"
+    console.print(
+        Text(
+            f"  {tier['listed']} listed, room for {tier['record_count']}; transport worker {worker},"
+            f" socket {shown(tier['socket'] or 'none')}"
+        ),
+        soft_wrap=True,
+    )
+
+
 def _pid(process: dict[str, Any], pid: int | None = None) -> str:
     """The number it recorded, and what to call it here when that is another."""
     own = process.get("pid") if pid is None else pid
@@ -201,6 +216,12 @@ SEGMENT_COLUMNS: tuple[Column, ...] = (
     *SEGMENT_GROUP_COLUMNS[1:2],
     ("owner", lambda row: str(row["owner"]) if row["state"] in ("changing", 2) else "-"),
     *SEGMENT_GROUP_COLUMNS[2:],
+)
+SPILL_COLUMNS: tuple[Column, ...] = (
+    ("file", lambda row: str(row["file"])),
+    ("is", lambda row: "in use" if row["usable"] else "out of use"),
+    ("blocks", lambda row: str(row["blocks"])),
+    ("payload", lambda row: format_bytes(row["payload_bytes"])),
 )
 STATE_COLUMNS: tuple[Column, ...] = (
     ("state", lambda row: row["state"]),

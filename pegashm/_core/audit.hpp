@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "client.hpp"
+#include "spill.hpp"
 
 namespace pegashm {
 
@@ -498,9 +499,7 @@ class Audit {
         load_acquire(record.file_offset) % page_bytes_small != 0) {
       return false;
     }
-    Key key;
-    for (uint32_t i = 0; i < key_words; ++i) key.words[i] = load_acquire(record.key[i]);
-    key.identity = load_acquire(record.identity);
+    const Key key = spill_key(record);
     const uint64_t key_bytes = key.identity >> 48;
     if (key_bytes == 0 || key_bytes > key_bytes_max) return false;
     const Buckets buckets = buckets_of(view_.geometry, key);

@@ -27,6 +27,29 @@ struct Spilled {
   uint64_t sequence;
 };
 
+inline Key spill_key(const SpillRecord& record) noexcept {
+  Key key;
+  for (uint32_t i = 0; i < key_words; ++i) key.words[i] = load_acquire(record.key[i]);
+  key.identity = load_acquire(record.identity);
+  return key;
+}
+
+inline bool is_listed(const View& view, uint32_t index) noexcept {
+  return spill_stored(load_acquire(view.spill(index).state));
+}
+
+inline void read_spilled(const View& view, uint32_t index, Spilled& out) noexcept {
+  const SpillRecord& record = view.spill(index);
+  out.key = spill_key(record);
+  out.file = spill_file(load_acquire(record.state));
+  out.file_offset = load_acquire(record.file_offset);
+  out.payload_bytes = load_acquire(record.payload_bytes);
+  out.checksum = load_acquire(record.checksum);
+  out.sum_layout = load_acquire(record.sum_layout);
+  out.published_at_ns = load_acquire(record.published_at_ns);
+  out.sequence = load_acquire(record.sequence);
+}
+
 class SpillTable {
  public:
   static constexpr uint32_t none = ~uint32_t{0};
@@ -105,7 +128,7 @@ class SpillTable {
     const std::lock_guard guard(mutex_);
     const uint32_t index = look_up(key, buckets_of(view_.geometry, key));
     if (index == none) return none;
-    read(index, out);
+    read_spilled(view_, index, out);
     return index;
   }
 
@@ -115,7 +138,7 @@ class SpillTable {
     const uint32_t index = look_up(block.key, buckets_of(view_.geometry, block.key));
     if (index == none) return false;
     Spilled present;
-    read(index, present);
+    read_spilled(view_, index, present);
     if (present.file != block.file || present.file_offset != block.file_offset ||
         present.sequence != block.sequence) {
       return false;
@@ -151,13 +174,6 @@ class SpillTable {
     return make_handle(view_.geometry.record_count + index, generation);
   }
 
-  static Key key_of(const SpillRecord& record) noexcept {
-    Key key;
-    for (uint32_t i = 0; i < key_words; ++i) key.words[i] = load_acquire(record.key[i]);
-    key.identity = load_acquire(record.identity);
-    return key;
-  }
-
   // As is_spilled(), but of files that are out of use as well: they are the writer's to keep.
   uint32_t look_up(const Key& key, const Buckets& buckets) const noexcept {
     for (const uint64_t bucket : {buckets.first, buckets.second}) {
@@ -170,7 +186,7 @@ class SpillTable {
         if (!spill_stored(state) || (block_generation(state) & 0xFFFF) != entry_generation(entry)) {
           continue;
         }
-        const Key there = key_of(*record);
+        const Key there = spill_key(*record);
         if (std::memcmp(&there, &key, sizeof key) == 0) {
           return entry_record(entry) - view_.geometry.record_count;
         }
@@ -179,23 +195,11 @@ class SpillTable {
     return none;
   }
 
-  void read(uint32_t index, Spilled& out) const noexcept {
-    const SpillRecord& record = view_.spill(index);
-    out.key = key_of(record);
-    out.file = spill_file(load_acquire(record.state));
-    out.file_offset = load_acquire(record.file_offset);
-    out.payload_bytes = load_acquire(record.payload_bytes);
-    out.checksum = load_acquire(record.checksum);
-    out.sum_layout = load_acquire(record.sum_layout);
-    out.published_at_ns = load_acquire(record.published_at_ns);
-    out.sequence = load_acquire(record.sequence);
-  }
-
   // The state goes first: from then on no lookup believes the entry.
   void take_out(uint32_t index) noexcept {
     SpillRecord& record = view_.spill(index);
     const uint64_t generation = block_generation(load_acquire(record.state));
-    const Buckets buckets = buckets_of(view_.geometry, key_of(record));
+    const Buckets buckets = buckets_of(view_.geometry, spill_key(record));
     store_release(record.state, spill_state(false, 0, generation));
     crash_point(CrashPoint::spill_record_freed);
     erase_entry(view_, buckets, handle_of(index, generation));

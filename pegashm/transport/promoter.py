@@ -77,10 +77,10 @@ class _Job:
 
 @dataclass(slots=True)
 class _Wanted:
-    """A block that somebody waits for. `row`: of the spill table."""
+    """A block that somebody waits for. `row`: of the spill table, as bytes (arrays of one row are slow to join)."""
 
     name: tuple[int, bytes]
-    row: Rows
+    row: bytes
     nbytes: int
     jobs: list[tuple[_Job, int]] = field(default_factory=list)
 
@@ -137,14 +137,14 @@ class Promoter:
             return
         rows = self._tier.table.find(request.keys, request.namespace_id)
         sizes, files = rows["payload_bytes"].tolist(), rows["file"].tolist()
-        usable = self._tier.files.usable_mask
+        raw, width = rows.tobytes(), rows.dtype.itemsize
+        fit = self._fit(request.deadline_ms / 1000)
         tally: Counter[Answer] = Counter()
         with self._mutex:
             self._jobs[id(job)] = job
             for at, (key, nbytes, file) in enumerate(zip(request.keys, sizes, files, strict=True)):
-                answer = self._want(
-                    job, at, (request.namespace_id, key), rows[at : at + 1], nbytes, file, usable
-                )
+                row = raw[at * width : (at + 1) * width]
+                answer = self._want(job, at, (request.namespace_id, key), row, nbytes, file, fit)
                 if answer is not None:
                     job.outcomes[at] = answer
                     job.left -= 1
@@ -183,16 +183,16 @@ class Promoter:
         job: _Job,
         at: int,
         name: tuple[int, bytes],
-        row: Rows,
+        row: bytes,
         nbytes: int,
         file: int,
-        usable: int,
+        fit: Sequence[Answer | None],
     ) -> Answer | None:
         """An answer at once, or None: it will come."""
         if not nbytes:
             return Answer.MISSING
-        if not usable >> file & 1:
-            return Answer.FAILED
+        if (answer := fit[file]) is not None:
+            return answer
         wanted = self._wanted.get(name)
         if wanted is None:
             queue = self._queues[file]
@@ -251,7 +251,9 @@ class Promoter:
         handles = self._claim(batch, answers)
         held = np.flatnonzero(handles)
         if len(held):
-            rows = np.concatenate([batch[at].row for at in held.tolist()])
+            rows = np.frombuffer(
+                b"".join([batch[at].row for at in held.tolist()]), _native.SPILL_FIELDS
+            )
             outcomes = self._fetch(file, rows, handles[held])
             for at, answer in zip(held.tolist(), outcomes, strict=True):
                 answers[at] = answer
@@ -354,6 +356,21 @@ class Promoter:
                     if not job.left:
                         self._complete(job)
         self._tier.count("spill_refused", sum(answer is Answer.NO_SPACE for answer in answers))
+
+    def _fit(self, seconds: float) -> list[Answer | None]:
+        """For each file that cannot serve a request with so much time, the answer; None for the others."""
+        usable = self._tier.files.usable_mask
+        answers: list[Answer | None] = []
+        for number, file in enumerate(self._tier.files.files):
+            if file is None or not usable >> number & 1:
+                answers.append(Answer.FAILED)
+            elif (
+                file.waiting_seconds > seconds
+            ):  # what is ahead has waited longer than this one may
+                answers.append(Answer.OVERLOADED)
+            else:
+                answers.append(None)
+        return answers
 
     # -- small things ----------------------------------------------------------------------------
 

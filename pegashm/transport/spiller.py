@@ -36,8 +36,8 @@ __all__ = ["Spiller"]
 
 _IDLE_SECONDS: Final = 0.02
 _EVENTS_AT_ONCE: Final = 1024
-_BATCH_BYTES: Final = 16 * MIB
-_BATCH_BLOCKS: Final = 256
+_BATCH_BYTES: Final = 32 * MIB
+_BATCH_BLOCKS: Final = 512
 _EVICT_AT_ONCE: Final = 512
 _LOOK_EVERY_SECONDS: Final = 1.0
 _REPORT_EVERY_SECONDS: Final = 3600.0
@@ -94,8 +94,7 @@ class Spiller:
         """The thread's life."""
         self._tier.wait_opened(_OPEN_PATIENCE_SECONDS)  # or we would write what is there already
         if self._admission.writes_behind:
-            blocks = self._region.blocks()
-            self._missed.extend(handles_of(blocks[blocks["state"] == _READY]).tolist())
+            self._gather_missed()
         while not self._tier.stopping.is_set():
             self._wake.clear()
             busy = self._follow_journal()
@@ -104,6 +103,10 @@ class Spiller:
             self._each_second(time.monotonic())
             if not busy:
                 self._wake.wait(_IDLE_SECONDS)
+
+    def _gather_missed(self) -> None:
+        blocks = self._region.blocks()
+        self._missed.extend(handles_of(blocks[blocks["state"] == _READY]).tolist())
 
     # -- what was published ----------------------------------------------------------------------
 
@@ -265,6 +268,7 @@ class Spiller:
             )
             if go[at]:
                 self._tier.count("spill_skipped")
+        handed = False
         stay = np.flatnonzero(~go)
         if len(stay) and not self._allowed(described[stay]):
             self._tier.count("spill_skipped", len(stay))
@@ -274,7 +278,8 @@ class Spiller:
             ends = np.cumsum(described["payload_bytes"][stay])
             count = max(1, int((ends <= self._batch_bytes).sum()))
             first, rest = stay[:count], stay[count:]
-            if not self._write_and_evict(stride, described[first], touches[first]):
+            handed = self._write_and_evict(stride, described[first], touches[first])
+            if not handed:
                 # Nobody writes: at the latest when half the reserve is gone, room is worth more.
                 go[first] = urgent
                 if urgent:
@@ -284,7 +289,7 @@ class Spiller:
             self._client.unpin(handles[rest])
         if go.any():
             self._client.evict_untouched(handles[go], touches[go])
-        return bool(go.any())
+        return handed or bool(go.any())
 
     def _write_and_evict(self, stride: int, described: Rows, touches: Words) -> bool:
         batch = Batch(described=described, touches=touches, stride=stride)

@@ -113,7 +113,10 @@ class Tier:
     def wait_opened(self, seconds: float) -> bool:
         """Whether every file has been opened or given up."""
         deadline = time.monotonic() + seconds
-        return all(opened.wait(max(0.0, deadline - time.monotonic())) for opened in self._opened)
+        while not (done := all(opened.is_set() for opened in self._opened)):
+            if time.monotonic() > deadline or self.stopping.wait(0.02):
+                break
+        return done
 
     def _list(self, number: int, file: SpillFile) -> int:
         lots = list(file.records())
@@ -145,14 +148,15 @@ class Tier:
 
     # -- listing what is written -----------------------------------------------------------------
 
-    def list_written(self, number: int, file: SpillFile, records: Rows, namespace_id: int) -> None:
-        """Make blocks that are in the file now findable; the oldest of this file give way to them."""
+    def list_written(self, number: int, file: SpillFile, records: Rows, namespace_id: int) -> int:
+        """Make blocks that are in the file now findable; the oldest of this file give way to them. How many are."""
         rows = table_rows(records, namespace_id, number)
         kept = self.table.store(rows)
         if not kept.all() and len(self.table) >= self.table.capacity:
             self._say_full(len(self.table) + int((~kept).sum()))
             while not kept.all() and self._give_way(number, file):
                 kept[~kept] = self.table.store(rows[~kept])
+        return int(kept.sum())
 
     def next_region(self, number: int, file: SpillFile) -> Advance:
         """Take the next region of a file: its blocks are found no more, then it is overwritten."""

@@ -141,14 +141,16 @@ class Writer:
         largest = file.superblock.payload_bytes_max
         fits = described["payload_bytes"] <= largest
         blocks = blocks_of(described[fits], self._tier.cache.region.payload_address, layouts[fits])
-        done = 0
+        done = listed = 0
         while done < len(blocks):
             before = file.counters["bytes_written"]
             appended = file.append(namespace, blocks[done:])
             spent = file.counters["bytes_written"] - before
             count = len(appended.records)
             if count:
-                self._tier.list_written(self._number, file, appended.records, namespace_id)
+                listed += self._tier.list_written(
+                    self._number, file, appended.records, namespace_id
+                )
                 self._tier.count(
                     "spill_payload_bytes", int(appended.records["payload_bytes"].sum())
                 )
@@ -159,7 +161,7 @@ class Writer:
                 break
             if appended.outcome is Append.REGION_FULL and not self._take_region(file):
                 break
-        return done
+        return listed
 
     def _take_region(self, file: SpillFile) -> bool:
         before = file.counters["bytes_written"]

@@ -126,6 +126,7 @@ class Rig:
         self.requests = 0
         self.over = False
         self.waited = 0
+        self.reset_chance = RESET_CHANCE
         settings = Settings(arena=name, mode=Mode.READ_WRITE)
         self.attachment = self.call(
             "attach at start", lambda: Attachment(settings, NAMESPACE, "contract")
@@ -176,7 +177,7 @@ class Rig:
         self.call("on_request_finished", manager.on_request_finished, context)
         self.call("get_stats", manager.get_stats)
         self.call("take_events", lambda: list(manager.take_events()))
-        if self.chance.random() < RESET_CHANCE:
+        if self.chance.random() < self.reset_chance:
             self.call("reset_cache", manager.reset_cache)
         return came
 
@@ -201,19 +202,23 @@ class Rig:
         self.steps(count)
         return self.waited - before
 
-    def on_ssd(self) -> int:
+    def is_on_ssd(self) -> bool:
+        """Whether all that is in memory was written to SSD."""
         cache = self.attachment.cache
         assert cache is not None
         rows = cache.region.counters()
-        return next(int(row["value"]) for row in rows if row["key"] == "spill_stored")
+        written = next(int(row["value"]) for row in rows if row["key"] == "spill_stored")
+        return 0 < cache.region.tally()["ready"] <= written
 
-    def evict_all(self) -> None:
-        """What is on SSD is all there is."""
+    def evict_all(self) -> bool:
+        """What is on SSD is all there is; False when the worker holds something just now, which then stays."""
         cache = self.attachment.cache
         assert cache is not None
         ready = cache.region.blocks()
         ready = ready[ready["state"] == 2]
-        cache.evict((ready["generation"] << 24 | ready["record"]).astype(np.uint64))
+        return not cache.evict(
+            (ready["generation"] << 24 | ready["record"]).astype(np.uint64)
+        ).any()
 
     def request(self) -> tuple[ReqContext, list[OffloadKey]]:
         chain = int(self.chance.random() ** 2 * CHAINS)

@@ -167,12 +167,13 @@ def test_the_transport_worker(
 ) -> None:
     """Blocks are on SSD and nobody brings them: a request waits for its deadline at most, a call for nobody."""
     spill = ("--spill", str(tmp_path / "blocks.spill"), "--spill-size", "64M")
-    serve("--size", "1M", "--segment-size", "64K", *spill).wait_ready()
+    serve("--size", "4M", "--segment-size", "64K", *spill).wait_ready()
     pid = transport_worker(name)
     engine = rig(name, spill_deadline_ms=200)
+    engine.reset_chance = 0.0  # a namespace of its own has nothing on SSD yet
     engine.until_hits()
-    until(lambda: engine.on_ssd() > 0)
-    engine.evict_all()
+    until(engine.is_on_ssd)
+    until(engine.evict_all)
     assert engine.pending_steps(STEPS), "nothing was waited for"
     finish(Hostage(pid), end, figures)
     for _ in range(4):
@@ -192,13 +193,14 @@ def until(what: Callable[[], object]) -> None:
 
 
 def transport_worker(name: str, not_pid: int = 0) -> int:
-    """The process id of the one that listens, and is not that one."""
+    """The process id of the one that serves, and is not that one."""
     with open_arena(name) as arena:
 
-        def listening() -> int:
+        def serving() -> int:
             header = arena.region.header
+            ready = header["transport_path"] and header["spill_usable"]
             alive = holder_alive(arena.control_fd, TRANSPORT_BYTE)
-            return int(header["transport_pid"]) if alive and header["transport_path"] else 0
+            return int(header["transport_pid"]) if ready and alive else 0
 
-        until(lambda: listening() not in (0, not_pid))
-        return listening()
+        until(lambda: serving() not in (0, not_pid))
+        return serving()

@@ -13,13 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from pegashm import fsck, liveness
+from pegashm import _native, fsck, liveness
 from pegashm.arena import open_arena
 from pegashm.cache import Cache, Copyist
 from pegashm.names import SHM_DIRECTORY, control_path, payload_path
+from pegashm.spill.file import SpillFile
+from pegashm.tools.dump import main
 
+from tests.arenas import Shape
 from tests.format.spec import Stranger, fields_of
 from tests.tools.scenes import CLAIMED_KEY, FENCE, KEYS, PAYLOAD_BYTES, client_process, fill
 
@@ -269,3 +274,28 @@ def test_dump_writes_nothing(arena_name: MakeArena) -> None:
         dump(name, "--blocks", expect=OK)
         dump(name, "--follow", "--seconds", "0.1", expect=OK)
         assert before == Path(control_path(name)).read_bytes()
+
+
+def test_blocks_on_ssd(arena_name: MakeArena, tmp_path: Path) -> None:
+    """By file, with whether lookups see them; and a spill file by its path."""
+    name = arena_name(Shape(spill_records=16))
+    with open_arena(name) as arena:
+        rows = np.zeros(3, _native.SPILL_FIELDS)
+        rows["key"][:, 0], rows["key_bytes"], rows["payload_bytes"] = [1, 2, 3], 32, 4096
+        rows["file"], rows["file_offset"] = [0, 0, 1], [4096, 8192, 4096]
+        table = _native.SpillTable(arena.region)
+        table.clear()
+        assert table.store(rows).all()
+        table.set_usable(0b01)
+    read = document(name, expect=OK)["spill"]
+    assert (3, 16, False) == (read["listed"], read["record_count"], read["worker_alive"])
+    assert [(0, True, 2, 8192), (1, False, 1, 4096)] == [tuple(f.values()) for f in read["files"]]
+    printed = dump(name, expect=OK)
+    assert "3 listed, room for 16; transport worker not running" in printed
+    assert "out of use" in printed
+
+    path = tmp_path / "kv.spill"
+    SpillFile.open_or_create(str(path), 16 << 20).close()
+    done = CliRunner().invoke(main, ["--spill", str(path), "--json"])
+    assert 0 == done.exit_code
+    assert 0 == json.loads(done.output)["records"]

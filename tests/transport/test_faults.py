@@ -252,12 +252,14 @@ def test_a_device_that_refuses_writes(rig: Callable[..., Rig], tmp_path: Path) -
     with failing_disk(tmp_path, make_spill_file) as disk:
         one = rig(paths=(disk.path, str(tmp_path / "good"))).start()
         disk.fail("write", 4096, 16 * MIB)
-        stored = []
+        stored: list[bytes] = []
+
+        def settled() -> bool:
+            return one.counter("spill_stored") + one.counter("spill_late") >= len(stored)
+
         for first in range(1, 41, 4):
             stored += one.store(range(first, first + 4))
-            eventually(
-                lambda: one.counter("spill_stored") + one.counter("spill_late") >= len(stored)
-            )
+            eventually(settled)
         assert one.counter("spill_write_errors") > 0
         assert one.counter("spill_stored") >= 8
         one.evict(stored)
@@ -309,6 +311,8 @@ def test_killed_while_its_device_hangs(rig: Callable[..., Rig], tmp_path: Path) 
         disk.hang()
         assert [Answer.LATE] * 8 == one.promote(keys, deadline_ms=300)
         assert 8 == one.arena.region.tally()["claimed"]
+        # What is ahead has waited longer than these may: no use in queueing.
+        assert [Answer.OVERLOADED] * 8 == one.promote(keys, deadline_ms=100)
         slot = next(
             client["slot"]
             for client in one.arena.region.clients()

@@ -57,10 +57,14 @@ def test_a_new_worker_learns_what_was_written() -> None:
 
 def test_the_daily_budget_is_kept(rig: Callable[..., Rig]) -> None:
     one = rig(daily_bytes=30 * BYTES).start()
-    keys = []
+    keys: list[bytes] = []
+
+    def settled() -> bool:
+        return one.counter("spill_stored") + one.counter("spill_skipped") >= len(keys)
+
     for first in range(1, 51, 5):
         keys += one.store(range(first, first + 5))
-        eventually(lambda: one.counter("spill_stored") + one.counter("spill_skipped") >= len(keys))
+        eventually(settled)
     written = one.counter("spill_file_bytes")
     assert 10 * BYTES < written <= 36 * BYTES  # frames and a region's page are found out afterwards
     one.kill()
