@@ -46,6 +46,7 @@ NOT_SHOWN = (
     "several engines at once, and cores enough for the worker to have one of its own",
 )
 BLOCK_BYTES = 64 * KIB
+STORE_MBS = 200
 SEGMENT_BYTES = 4 * MIB
 ARENA_SHARE = 3  # the working set is so many times the arena
 HOT_BLOCKS = 512
@@ -67,9 +68,9 @@ class Replay:
 
 
 def measure(options: harness.Options) -> harness.Findings:
-    rate = options.pick(200, 200, 100) * 1e6
+    rate = STORE_MBS * 1e6
     workloads = {
-        "trace": requests.trace(options.pick(2000, 500, 60)),
+        "trace": requests.trace(options.pick(2000, 500, 200)),
         "zipf": requests.zipf(
             options.pick(3000, 800, 100), options.pick(600, 200, 40), harness.SEED
         ),
@@ -98,6 +99,7 @@ def measure(options: harness.Options) -> harness.Findings:
         notes=(
             f"blocks of {BLOCK_BYTES // KIB} KiB; at most {rate / 1e6:.0f} MB/s are stored",
             "'at most' is a cache without limits; 'lost' was evicted before it was written",
+            "blocks in memory: looked up and copied; that, the storing process and the worker share cores",
         ),
     )
 
@@ -318,7 +320,9 @@ def wait_for_worker(name: str) -> None:
     deadline = time.monotonic() + READY_SECONDS
     with open_arena(name) as arena:
         while not (
-            arena.region.header["transport_path"] and holder_alive(arena.control_fd, TRANSPORT_BYTE)
+            arena.region.header["transport_path"]
+            and arena.region.header["spill_usable"]
+            and holder_alive(arena.control_fd, TRANSPORT_BYTE)
         ):
             if time.monotonic() > deadline:
                 raise SystemExit("the transport worker does not listen; it says why above")
@@ -368,9 +372,7 @@ def hit_table(rows: Sequence[dict[str, Any]]) -> Any:
 def slow_table(slow: dict[str, Any]) -> Any:
     rows = [(name, slow["p50_us"][name], slow["p99_us"][name]) for name in slow["p50_us"]]
     rows.append(("spilled / not", slow["ratio_p50"], slow["ratio_p99"]))
-    return harness.table(
-        f"Lookup and copy of {PASS_BLOCKS} blocks in memory, us", ("meanwhile", "p50", "p99"), rows
-    )
+    return harness.table(f"{PASS_BLOCKS} blocks in memory, us", ("meanwhile", "p50", "p99"), rows)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ it stores new blocks at a steady rate between the lines "go" and "stop" on its i
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import select
 import sys
 import time
@@ -34,7 +35,8 @@ Words = NDArray[np.uint64]
 
 
 def key_of(block: int, kind: str = "t") -> bytes:
-    return f"{kind}{block:031d}".encode() + GROUP
+    """As engines make them: a hash."""
+    return hashlib.blake2b(f"{kind}{block}".encode(), digest_size=32).digest() + GROUP
 
 
 @dataclass(slots=True)

@@ -35,7 +35,7 @@ _WAITS_MAX: Final = 4
 # What waiting requests hold or ask for, as a share of the arena's blocks.
 _SHARE: Final = 4
 # A worker that has just been found is not connected yet: what cannot be sent then is sent in a later step.
-_CONNECTING_S: Final = 0.2
+_CONNECTING_S: Final = 1.0
 
 logger = init_logger(f"vllm.{__name__}")  # under vLLM's own, whose handlers print it
 

@@ -14,6 +14,7 @@ Called by the supervisor and by `pegashm purge`.
 
 import contextlib
 import errno
+import glob
 import grp
 import json
 import mmap
@@ -55,7 +56,13 @@ from pegashm.machine import (
     node_cpus,
     space_advice,
 )
-from pegashm.names import SHM_DIRECTORY, control_path, is_payload_name, pending_path
+from pegashm.names import (
+    SHM_DIRECTORY,
+    control_path,
+    is_payload_name,
+    pending_path,
+    runtime_directory,
+)
 from pegashm.units import GIB, MIB, format_bytes
 from pegashm.witness import pid_of_holder
 
@@ -239,7 +246,19 @@ def _purge_locked(name: str, lock_fd: int, *, force: bool) -> list[str]:
             "stop them first, or add --force"
         )
     verdict = read_header(lock_fd)
-    return remove(name, [_text(arena["path"]) for arena in verdict.info.get("arenas", [])])
+    removed = remove(name, [_text(arena["path"]) for arena in verdict.info.get("arenas", [])])
+    _remove_sockets(name)
+    return removed
+
+
+def _remove_sockets(name: str) -> None:
+    """What a killed transport worker left, if it ran as this user. Nobody minds if it stays."""
+    folder = runtime_directory(name)
+    for path in glob.glob(f"{glob.escape(folder)}/transport-*.sock"):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 def group_id(group: str) -> int:

@@ -21,6 +21,7 @@ __all__ = [
     "is_payload_name",
     "payload_path",
     "pending_path",
+    "runtime_directory",
 ]
 
 SHM_DIRECTORY: Final = "/dev/shm"
@@ -49,6 +50,19 @@ def payload_path(name: str, directory: str, arena: int, token: str = "") -> str:
     """`token`: 16 hex digits that no other arena has; in a directory where another /dev/shm's may lie too."""
     suffix = f"-{token}" if token else ""
     return os.path.join(directory, f"pegashm.{check_name(name)}.arena{arena}{suffix}")
+
+
+def runtime_directory(name: str) -> str:
+    """The folder of the transport worker's socket, for this user; it need not exist."""
+    uid = os.geteuid()
+    given = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]  # systemd may give several
+    if given:
+        return f"{given}/{check_name(name)}"
+    if uid == 0:
+        return f"/run/pegashm/{check_name(name)}"
+    if os.environ.get("XDG_RUNTIME_DIR"):
+        return f"{os.environ['XDG_RUNTIME_DIR']}/pegashm/{check_name(name)}"
+    return f"/tmp/pegashm-{uid}/{check_name(name)}"
 
 
 def is_payload_name(name: str, file_name: str) -> bool:

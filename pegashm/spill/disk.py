@@ -22,7 +22,7 @@ from pegashm.spill.format import PAGE_BYTES
 __all__ = ["PIECE_BYTES", "THREADS", "Disk", "Pages"]
 
 # Measured with bench/spill.py: see DESIGN.md, "SSD tier: the file".
-THREADS: Final = 4
+THREADS: Final = 8
 PIECE_BYTES: Final = 1 << 20
 
 Words = NDArray[np.uint64]

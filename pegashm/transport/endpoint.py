@@ -1,17 +1,20 @@
 """Where does the transport worker listen, and who may speak to it?
 
-On `ipc://DIR/transport.sock`, in a folder of its own that nobody else may enter (0700; 0750 and the group's with
---group). The folder is the service manager's where it gives one, else in /run for root, the user's runtime
-folder, or /tmp. libzmq asks the kernel who is at the other end of each connection: only the worker's own user,
+On `ipc://DIR/transport-TOKEN.sock`, in a folder of its own that nobody else may enter (0700; 0750 and the group's with
+--group). The folder is in the service manager's where it gives one, else in /run for root, the user's runtime
+folder, or /tmp. The token is another for each worker: one that ends late, of an arena that was purged, removes its
+own socket and not its successor's. libzmq asks the kernel who is at the other end of each connection: only the worker's own user,
 root, and members of the group are let in. The path stands in the region's header, for engines to find.
 
-Called by the worker, which holds the arena's TRANSPORT lock: a socket file that is there is a dead worker's.
+Called by the worker, which holds the arena's TRANSPORT lock: socket files that are there are those of dead workers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import secrets
 import stat
 from dataclasses import dataclass
 from typing import Final
@@ -20,26 +23,13 @@ import zmq
 
 from pegashm._native import TRANSPORT_PATH_BYTES
 from pegashm.errors import ConfigError, ResourceError
+from pegashm.names import runtime_directory
 from pegashm.transport.messages import MESSAGE_BYTES_MAX
 
-__all__ = ["Endpoint", "runtime_directory"]
+__all__ = ["Endpoint"]
 
-SOCKET_NAME: Final = "transport.sock"
 # Requests and answers of one connection that may wait; beyond that libzmq holds the sender or we drop.
 _QUEUE_MESSAGES: Final = 256
-
-
-def runtime_directory(name: str) -> str:
-    """The folder of an arena's socket; it need not exist."""
-    uid = os.geteuid()
-    given = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]  # systemd may give several
-    if given:
-        return given
-    if uid == 0:
-        return f"/run/pegashm/{name}"
-    if os.environ.get("XDG_RUNTIME_DIR"):
-        return f"{os.environ['XDG_RUNTIME_DIR']}/pegashm/{name}"
-    return f"/tmp/pegashm-{uid}/{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +45,16 @@ class Endpoint:
     ) -> Endpoint:
         """Make the folder and bind. ResourceError or ConfigError when that cannot be done safely."""
         folder = runtime_directory(name)
-        path = f"{folder}/{SOCKET_NAME}"
+        path = f"{folder}/transport-{secrets.token_hex(4)}.sock"
         if len(os.fsencode(path)) > TRANSPORT_PATH_BYTES:
             raise ConfigError(
                 f"the transport worker's socket {path} has a path of {len(os.fsencode(path))} bytes, at most "
                 f"{TRANSPORT_PATH_BYTES} can be used: set XDG_RUNTIME_DIR (or RUNTIME_DIRECTORY) to a shorter folder"
             )
         _make_folder(folder, gid)
+        for left in glob.glob(f"{glob.escape(folder)}/transport-*.sock"):
+            with contextlib.suppress(OSError):
+                os.unlink(left)
         router = context.socket(zmq.ROUTER)
         try:
             router.setsockopt(zmq.LINGER, 0)
@@ -83,13 +76,12 @@ class Endpoint:
         return cls(path, router)
 
     def close(self) -> None:
-        """Stop listening and remove what was made. Of a killed worker it stays; the next one replaces it."""
+        """Stop listening and remove what was made. Of a killed worker it stays until the next one, or a purge."""
         self.router.close(linger=0)
         with contextlib.suppress(OSError):
             os.unlink(self.path)
-        if not os.environ.get("RUNTIME_DIRECTORY"):  # that one is the service manager's
-            with contextlib.suppress(OSError):
-                os.rmdir(os.path.dirname(self.path))
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.dirname(self.path))
 
 
 def _make_folder(folder: str, gid: int | None) -> None:

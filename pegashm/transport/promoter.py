@@ -82,6 +82,7 @@ class _Wanted:
     name: tuple[int, bytes]
     row: bytes
     nbytes: int
+    file: int
     jobs: list[tuple[_Job, int]] = field(default_factory=list)
 
     def deadline(self) -> float:
@@ -195,16 +196,19 @@ class Promoter:
             return answer
         wanted = self._wanted.get(name)
         if wanted is None:
-            queue = self._queues[file]
-            if queue.is_full():
+            if self._queues[file].is_full():
                 return Answer.OVERLOADED
-            wanted = self._wanted[name] = _Wanted(name, row, nbytes)
-            queue.waiting.append(wanted)
-            queue.nbytes += nbytes
-            queue.changed.notify()
+            wanted = self._wanted[name] = _Wanted(name, row, nbytes, file)
+            self._queue_up(wanted)
         wanted.jobs.append((job, at))
         job.outcomes[at] = Answer.LATE  # until something better is known
         return None
+
+    def _queue_up(self, wanted: _Wanted) -> None:
+        queue = self._queues[wanted.file]
+        queue.waiting.append(wanted)
+        queue.nbytes += wanted.nbytes
+        queue.changed.notify()
 
     def _complete(self, job: _Job) -> None:
         if self._jobs.pop(id(job), None) is not None:
@@ -343,8 +347,14 @@ class Promoter:
                 )
 
     def _finish(self, batch: Sequence[_Wanted], answers: Sequence[Answer]) -> None:
+        now = time.monotonic()
         with self._mutex:
             for wanted, answer in zip(batch, answers, strict=True):
+                if (
+                    answer is Answer.LATE and wanted.deadline() > now
+                ):  # somebody else asked meanwhile
+                    self._queue_up(wanted)
+                    continue
                 self._wanted.pop(wanted.name, None)
                 if answer is Answer.LATE:  # expire() says so
                     continue

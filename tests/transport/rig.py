@@ -112,14 +112,14 @@ class Rig:
         self.arena: Arena
         self.cache: Cache
         self.client: TransportClient
-        self._attach()
+        self.attach()
 
-    def _attach(self) -> None:
+    def attach(self) -> None:
         self.arena = open_arena(self.name)
         self.cache = Cache.attach(self.name, namespace=self.namespace)
         self.client = TransportClient(self.arena)
 
-    def _detach(self) -> None:
+    def detach(self) -> None:
         self.client.close()
         self.cache.close()
         self.arena.close()
@@ -163,10 +163,10 @@ class Rig:
     def reboot(self) -> None:
         """All processes and the shared memory go; the spill files stay."""
         self.kill()
-        self._detach()
+        self.detach()
         remove_arena(self.name)
         make_arena(self.shape, self.name)
-        self._attach()
+        self.attach()
 
     def close(self) -> None:
         for process in self.processes:
@@ -174,7 +174,7 @@ class Rig:
                 process.kill()
                 process.send_signal(signal.SIGCONT)
                 process.wait()
-        self._detach()
+        self.detach()
         remove_arena(self.name)
         self.runtime.cleanup()
 

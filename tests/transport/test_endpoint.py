@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import zmq
 
+from pegashm.creation import purge
 from pegashm.errors import ConfigError, ResourceError
-from pegashm.transport.endpoint import Endpoint, runtime_directory
+from pegashm.names import runtime_directory
+from pegashm.transport.endpoint import Endpoint
 from pegashm.transport.messages import Answer, Error, Ping, Pong, Promote, pack, parse
 
+from tests.arenas import make_arena, remove_arena
 from tests.transport.rig import Rig, eventually, key_of
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="speaks as another user")
@@ -84,6 +89,7 @@ def test_members_of_the_group_are_heard(
     context: zmq.Context[zmq.Socket[bytes]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("RUNTIME_DIRECTORY", f"/tmp/pegashm-test-{os.getpid()}")
+    os.mkdir(os.environ["RUNTIME_DIRECTORY"], 0o755)
     endpoint = Endpoint.listen(context, "grouped", 2)
     try:
         folder = os.stat(os.path.dirname(endpoint.path))
@@ -100,7 +106,7 @@ def test_members_of_the_group_are_heard(
         assert "answered\n" == speaker.communicate(timeout=30)[0]
     finally:
         endpoint.close()
-        os.rmdir(f"/tmp/pegashm-test-{os.getpid()}")
+        os.rmdir(os.environ["RUNTIME_DIRECTORY"])
 
 
 def test_where_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +119,7 @@ def test_where_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
     assert "/run/user/1000/pegashm/kv0" == runtime_directory("kv0")
     monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/pegashm:/run/other")
-    assert "/run/pegashm" == runtime_directory("kv0")
+    assert "/run/pegashm/kv0" == runtime_directory("kv0")
 
 
 def test_folders_that_are_not_safe(
@@ -126,7 +132,7 @@ def test_folders_that_are_not_safe(
     shared.mkdir()
     shared.chmod(0o777)
     try:
-        monkeypatch.setenv("RUNTIME_DIRECTORY", f"{shared}/kv0")
+        monkeypatch.setenv("RUNTIME_DIRECTORY", str(shared))
         with pytest.raises(ResourceError, match="others could put another socket there"):
             Endpoint.listen(context, "kv0", None)
         shared.chmod(0o755)
@@ -150,13 +156,50 @@ def test_a_dead_workers_socket_is_replaced(rig: Callable[..., Rig]) -> None:
     one.kill()
     assert os.path.exists(path)
     one.start()
-    assert path == socket_of(one)
+    assert not os.path.exists(path)
+    path = socket_of(one)
+    assert os.path.exists(path)
     keys = one.store(range(1, 3))
     one.wait_stored(2)
     one.evict(keys)
     assert [Answer.OK] * 2 == one.promote(keys)
     one.kill(15)
     assert not os.path.exists(path)
+
+
+def test_purge_removes_a_dead_workers_socket(rig: Callable[..., Rig]) -> None:
+    one = rig().start()
+    folder = os.path.dirname(socket_of(one))
+    one.kill()
+    assert os.listdir(folder)
+    os.environ["RUNTIME_DIRECTORY"] = one.runtime.name
+    try:
+        purge(one.name, force=True)
+    finally:
+        del os.environ["RUNTIME_DIRECTORY"]
+    assert not os.path.exists(folder)
+
+
+def test_a_late_end_leaves_the_successors_socket(rig: Callable[..., Rig]) -> None:
+    """The arena is purged and made anew under a worker: what it removes at its end is its own."""
+    one = rig(files=1).start()
+    old = one.process
+    old.send_signal(signal.SIGSTOP)
+    remove_arena(one.name)
+    make_arena(one.shape, one.name)
+    one.options = replace(
+        one.options, spill=replace(one.options.spill, paths=(one.paths[0] + "b",))
+    )
+    one.detach()
+    one.attach()
+    one.start()
+    old.send_signal(signal.SIGCONT)
+    assert 1 == old.wait(30)
+    keys = one.store(range(1, 5))
+    one.wait_stored(4)
+    one.evict(keys)
+    assert [Answer.OK] * 4 == one.promote(keys)
+    assert os.path.exists(socket_of(one))
 
 
 def test_nonsense_is_answered_or_ignored_and_costs_nothing(

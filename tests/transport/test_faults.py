@@ -387,6 +387,19 @@ def test_what_waits_is_bounded(rig: Callable[..., Rig], monkeypatch: pytest.Monk
         assert tier.files.close()
 
 
+def test_a_late_request_does_not_spoil_anothers(rig: Callable[..., Rig]) -> None:
+    """A block that one request gave up, and another asked for meanwhile, is read after all."""
+    one = rig().start()
+    keys = one.store(range(1, 41))
+    one.wait_stored(40)
+    for _ in range(30):
+        one.evict(keys)
+        for _ in range(5):
+            one.client.promote(keys, one.cache.namespace_id, 1)
+        assert set(one.promote(keys, deadline_ms=20_000)) <= {Answer.OK, Answer.PENDING}
+        assert 40 == eventually(lambda: one.judge(keys) == 40 and 40)
+
+
 def test_no_space_in_memory(rig: Callable[..., Rig]) -> None:
     """All is pinned: nobody's memory is taken."""
     one = rig().start()

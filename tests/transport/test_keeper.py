@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import tempfile
 import time
@@ -10,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -20,12 +23,17 @@ from pegashm.cache import Cache
 from pegashm.cli import main
 from pegashm.config import ServeConfig, SpillConfig
 from pegashm.errors import ConfigError
+from pegashm.transport.client import TransportClient
 from pegashm.transport.keeper import Keeper
 from pegashm.transport.options import WorkerOptions
-from pegashm.units import GIB, MIB
+from pegashm.units import GIB, KIB, MIB
 
 from tests.served import KEYS, NAMESPACE, Served, assert_stored, pegashm, refused, status, store
-from tests.transport.rig import eventually
+from tests.soak.stamp import payload_for
+from tests.transport.rig import FENCE, eventually, judge, key_of
+from tests.transport.rig import NAMESPACE as RIG_NAMESPACE
+
+ROUNDS = 20 if os.environ.get("PEGASHM_LONG") else 4
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +121,50 @@ def test_a_reboot_with_a_supervisor(
     eventually(lambda: worker_of(name))
     with Cache.attach(name, namespace=NAMESPACE) as cache:
         assert [SPILLED] * len(KEYS) == cache.find(KEYS)[1].tolist()
+
+
+def test_supervisors_and_workers_killed_at_random_moments(
+    name: str, serve: Callable[..., Served], spill: tuple[str, ...], chance: random.Random
+) -> None:
+    """Whoever dies, in whatever order: the next supervisor has a worker again, and every byte found is right."""
+    keys = [key_of(number) for number in range(1, 401)]
+    judged = 0
+    for _ in range(ROUNDS):
+        served = serve(*spill).wait_ready()
+        with open_arena(name) as arena, Cache.attach(name, namespace=RIG_NAMESPACE) as cache:
+            with TransportClient(arena) as client:
+                until = time.monotonic() + 0.5 + chance.random()
+                while time.monotonic() < until:
+                    store_block(cache, chance.choice(keys))
+                    handles, _ = cache.find(chance.sample(keys, 8))
+                    cache.evict(handles[handles != 0])
+                    client.promote(chance.sample(keys, 16), cache.namespace_id, 500)
+                    client.replies()
+                    judged += judge(cache, chance.sample(keys, 16))
+                    if chance.random() < 0.02 and (worker := worker_of(name)):
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(worker, signal.SIGKILL)
+            served.end(signal.SIGKILL)
+            judged += judge(cache, keys)
+    serve(*spill).wait_ready()
+    eventually(lambda: worker_of(name))
+    with Cache.attach(name, namespace=RIG_NAMESPACE) as cache:
+        spilled = int((cache.find(keys)[1] == SPILLED).sum())
+    assert judged > 0
+    assert spilled > 0
+    assert 0 == counter(name, "spill_damaged")
+    print(f"{ROUNDS} supervisors killed, {judged} blocks judged, {spilled} on SSD at the end")
+
+
+def store_block(cache: Cache, key: bytes) -> None:
+    handles, outcomes = cache.claim([key], 64 * KIB)
+    if outcomes[0]:
+        return
+    offsets, _ = cache.locate(handles)
+    view = cache.region.payload(int(offsets[0]), 64 * KIB)
+    np.frombuffer(view, np.uint8)[:] = payload_for(key, FENCE, 64 * KIB, nonce=1)
+    del view
+    cache.publish(handles)
 
 
 def test_without_spill_no_worker(name: str, serve: Callable[..., Served]) -> None:
