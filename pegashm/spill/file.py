@@ -703,4 +703,5 @@ def _verified(
     sizes = records["payload_bytes"].tolist()
     sums = checksums_at(addresses.tolist(), sizes, [seeds[row] for row in rows.tolist()])
     same = np.array(sums, np.uint64) == records["checksum"]
-    return np.where(same, np.uint8(Fetch.OK), np.uint8(Fetch.DAMAGED))
+    verdicts: NDArray[np.uint8] = np.where(same, np.uint8(Fetch.OK), np.uint8(Fetch.DAMAGED))
+    return verdicts
