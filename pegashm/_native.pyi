@@ -37,7 +37,7 @@ TOO_LARGE: Final[int]  # claim(): payload larger than a segment can hold
 INDEX_FULL: Final[int]  # claim(): both candidate buckets are full of live entries
 PINNED: Final[int]  # evict(): somebody holds a pin
 INCOMPLETE: Final[int]  # publish(): fewer parts written than expected (or a part failed)
-SPILLED: Final[int]  # find(): not in memory, but on SSD: ask the transport worker
+SPILLED: Final[int]  # find(): on SSD, and not (or not yet) in memory: ask the transport worker
 
 STATUS_NAMES: Final[dict[int, str]]
 

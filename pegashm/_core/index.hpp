@@ -26,11 +26,14 @@ inline Buckets buckets_of(const Geometry& geometry, const Key& key) noexcept {
   // Keys are hashes already; identity is not, and short hashes leave words zero.
   uint64_t hash = mix(0x2545F4914F6CDD1D, key.identity);
   for (const uint64_t word : key.words) hash = mix(hash, word);
+  // Twice more, since one round carries the last word's high bits to no low ones: keys that differ there
+  // alone (counters) would all have the same first bucket.
   const uint64_t other = mix(hash, 0xD6E8FEB86659FD93);
+  const uint64_t another = mix(other, 0xA0761D6478BD642F);
   const uint64_t mask = geometry.bucket_count - 1;
   const uint64_t fingerprint = other >> 40;
   uint64_t second = other & mask;
-  const uint64_t first = hash & mask;
+  const uint64_t first = another & mask;
   if (second == first) second = (first + 1) & mask;
   return {first, second, fingerprint == 0 ? 1 : fingerprint};
 }

@@ -30,6 +30,7 @@ inline constexpr uint32_t key_bytes_max = 32;
 inline constexpr uint32_t key_words = key_bytes_max / 8;
 inline constexpr uint32_t sum_count = 8;  // parts of a block that can have a checksum
 inline constexpr uint32_t spill_file_count = 64;
+inline constexpr uint64_t index_hash_version = 2;  // of buckets_of(): part of the format
 
 struct ArenaEntry {
   uint64_t bytes;
@@ -236,7 +237,8 @@ constexpr uint64_t mix(uint64_t hash, uint64_t value) noexcept {
 // Hash of this build's sizes and offsets: two builds that differ in any cannot share a region.
 constexpr uint64_t compute_layout_signature() noexcept {
   uint64_t hash = 0x5045474153484D31;
-  for (const uint64_t value : {uint64_t{cache_line_bytes},
+  for (const uint64_t value : {index_hash_version,
+                               uint64_t{cache_line_bytes},
                                uint64_t{sizeof(Header)},
                                uint64_t{sizeof(ArenaEntry)},
                                uint64_t{sizeof(NamespaceEntry)},

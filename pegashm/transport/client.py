@@ -90,6 +90,9 @@ class TransportClient:
         now = time.monotonic()
         if self._is_silent(now):
             self._ping(now)
+            self._lost = (
+                self.replies()
+            )  # kept for who asks for them; the answer to a ping ends the silence
             return None
         wanted = keys_of(keys[:KEYS_MAX])
         ticket = self._next_id
@@ -116,12 +119,13 @@ class TransportClient:
             self._heard_at = time.monotonic()
             message = parse(frame)
             if isinstance(message, Done) and message.request_id in self._open:
-                if self._open.pop(message.request_id) == len(message.outcomes):
-                    replies.append(message)
-                else:
+                count = self._open.pop(message.request_id)
+                if count != len(message.outcomes):
                     self.error = (
                         "the transport worker answered another number of keys than were asked for"
                     )
+                    message = Done(message.request_id, bytes([Answer.FAILED]) * count)
+                replies.append(message)
             elif isinstance(message, Error):
                 self.error = message.text
                 if count := self._open.pop(message.request_id, 0):
@@ -226,7 +230,7 @@ class TransportClient:
     def _receive(self) -> bytes | None:
         if self._socket is None:
             return None
-        with contextlib.suppress(zmq.Again):
+        with contextlib.suppress(zmq.ZMQError):  # nothing there, or not to be had
             parts = self._socket.recv_multipart(zmq.DONTWAIT)
             return parts[-1] if len(parts) == 1 else b""
         return None

@@ -26,6 +26,7 @@ def test_everything_set() -> None:
         "maximum_bytes": "2G",
         "copy_threads": "4",
         "checksums": "on",
+        "spill_deadline_ms": 250,
         "block_size": 64,
         "spec_name": "ours",
     }
@@ -38,6 +39,7 @@ def test_everything_set() -> None:
         maximum_bytes=2 << 30,
         copy_threads=4,
         checksums=Checksums.ON,
+        spill_deadline_ms=250,
     ) == settings_of(extra, ARENA | {"PEGASHM_REQUIRED": "1"})
 
 
@@ -58,6 +60,16 @@ def test_ways_to_say_yes(text: str) -> None:
         ({"mod": "read-write"}, ARENA, r"unknown keys \['mod'\]: PegaShm knows .*'mode'"),
         ({"mode": "readwrite"}, ARENA, "read-write, save-only, load-only, got 'readwrite'"),
         ({"copy_threads": 0}, ARENA, "1 to 64, got 0"),
+        (
+            {"spill_deadline_ms": "soon"},
+            ARENA,
+            "spill_deadline_ms must be a whole number, got 'soon'",
+        ),
+        (
+            {"spill_deadline_ms": 3_600_000},
+            ARENA,
+            r"0 \(never wait for SSD\) to 60000, got 3600000",
+        ),
         ({"copy_threads": 65}, ARENA, "1 to 64, got 65"),
         ({"copy_threads": "two"}, ARENA, "copy_threads must be a whole number, got 'two'"),
         ({"reserved_bytes": "much"}, ARENA, "much"),

@@ -173,6 +173,20 @@ def test_a_record_that_damage_lists_again_is_not_freed_twice(
     assert RECORDS == table.drop(0, 0, RECORDS * BYTES)
 
 
+def test_keys_that_count_up_are_spread(seed: int) -> None:
+    """Keys are hashes; should an engine's be counters, no bucket may overflow long before the table is full."""
+    records = 8192
+    with (
+        temporary_arena(Shape(spill_records=records)) as arena,
+        Cache.attach(arena.name, namespace=FENCE) as attached,
+    ):
+        table = _native.SpillTable(arena.region)
+        table.clear()
+        assert table.store(
+            rows_of(list(range(seed % 9, seed % 9 + records)), attached.namespace_id)
+        ).all()
+
+
 def test_what_cannot_be_is_refused(cache: Cache, table: _native.SpillTable) -> None:
     with pytest.raises(ValueError, match="files are 0 to 63"):
         table.store(rows_of([1], cache.namespace_id, file=64))
