@@ -16,7 +16,7 @@ enum class Outcome : uint8_t {
   index_full = 7,  // both candidate buckets are full of live entries
   pinned = 8,  // somebody holds a pin
   incomplete = 9,  // fewer parts written than expected, or a part failed
-  spilled = 10,  // not in memory, but on SSD: ask the transport worker
+  spilled = 10,  // not READY in memory (it may be claimed), but on SSD: ask the transport worker
 };
 
 // How a header reads: open now, try again, or give up.
