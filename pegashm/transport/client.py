@@ -12,6 +12,7 @@ Used by one thread (an engine's scheduler). A forked child must make its own; th
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Sequence
@@ -42,6 +43,13 @@ _QUEUE_MESSAGES: Final = 64
 _OPEN_TICKETS_MAX: Final = 4096
 
 
+@functools.cache
+def _context(_pid: int) -> zmq.Context[zmq.Socket[bytes]]:
+    """One a process, never destroyed: a context that the garbage collector meets before its sockets waits for them,
+    for ever, in whatever thread collects."""
+    return zmq.Context()
+
+
 def worker_alive(arena: Arena) -> bool:
     """Whether a transport worker serves this arena: the kernel's word, one system call."""
     try:
@@ -56,7 +64,6 @@ class TransportClient:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._region_id: bytes = arena.region.header["region_id"]
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._peer: tuple[str, int, int] = ("", 0, 0)  # path, pid, started at
         self._owner = os.getpid()
@@ -139,9 +146,6 @@ class TransportClient:
 
     def close(self) -> None:
         self._disconnect()
-        if self._context is not None and self._owner == os.getpid():
-            self._context.destroy(linger=0)
-        self._context = None
         self._look_at = float("inf")
         self._alive = False
 
@@ -176,9 +180,7 @@ class TransportClient:
     def _connect(self, peer: tuple[str, int, int]) -> None:
         if not peer[0]:  # it has taken its lock and does not listen yet
             return
-        if self._context is None:
-            self._context = zmq.Context()
-        socket = self._context.socket(zmq.DEALER)
+        socket = _context(self._owner).socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # no queue for a worker that does not answer the door
         socket.setsockopt(zmq.SNDHWM, _QUEUE_MESSAGES)

@@ -18,7 +18,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from pegashm import _native
 from pegashm.logs import logger
 from pegashm.transport.admission import Admission
+from pegashm.transport.backlog import Backlog
 from pegashm.transport.rows import full_key, handles_of, keys_of, words
 from pegashm.transport.tier import Tier
 from pegashm.transport.writer import Batch, Writer
@@ -46,15 +46,6 @@ _READY: Final = 2
 
 Rows = NDArray[Any]
 Words = NDArray[np.uint64]
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A block that is to be written."""
-
-    handle: int
-    nbytes: int
-    since: float
 
 
 class Spiller:
@@ -78,10 +69,10 @@ class Spiller:
         self._refilling: set[int] = (
             set()
         )  # strides on their way from the low watermark to the high one
-        self._backlog: deque[_Waiting] = deque()
-        self._backlog_bytes = 0
+        self._backlog = Backlog(tier.config.backlog_bytes, tier.config.backlog_seconds)
         self._missed: deque[int] = deque()  # published before us
-        self._after = int(self._region.header["journal_head"])
+        self._after = int(self._region.header["journal_head"])  # of the journal: known up to here
+        self._hole = 0  # an event that was not to be read when we last looked
         self._look_at = 0.0
         self._report_at = time.monotonic() + _REPORT_EVERY_SECONDS
         self._reported_bytes = 0
@@ -112,8 +103,9 @@ class Spiller:
 
     def _follow_journal(self) -> bool:
         last, events = self._region.journal(self._after, _EVENTS_AT_ONCE)
-        # Overwritten when the ring has turned under us, or just being written: their blocks are written at the
-        # latest when they are evicted ahead.
+        last, events = self._before_hole(last, events)
+        # Overwritten when the ring has turned under us, or its writer died in the middle: their blocks are
+        # written at the latest when they are evicted ahead.
         self._tier.count("spill_late", last - self._after - len(events))
         self._after = last
         published = [event for event in events if event["event"] == "publish"]
@@ -135,12 +127,23 @@ class Spiller:
                     self._remember(event["handle"], nbytes)
         return len(events) == _EVENTS_AT_ONCE
 
+    def _before_hole(self, last: int, events: list[Any]) -> tuple[int, list[Any]]:
+        """What comes before an event that is missing: its writer may be just about to finish it, so look again once."""
+        if last - self._after == len(events):
+            return last, events
+        hole = self._after + 1
+        count = 0
+        while count < len(events) and events[count]["sequence"] == hole:
+            hole += 1
+            count += 1
+        if hole == self._hole:
+            return last, events
+        self._hole = hole
+        return hole - 1, events[:count]
+
     def _remember(self, handle: int, nbytes: int) -> None:
-        if self._backlog_bytes + nbytes > self._config.backlog_bytes:
+        if not self._backlog.add(handle, nbytes, time.monotonic()):
             self._tier.count("spill_late")
-            return
-        self._backlog.append(_Waiting(handle, nbytes, time.monotonic()))
-        self._backlog_bytes += nbytes
 
     def _each_second(self, now: float) -> None:
         if now < self._look_at:
@@ -178,21 +181,11 @@ class Spiller:
 
     def _write_behind(self) -> bool:
         """Hand over one batch of what waits longest. True when there may be more to do at once."""
-        oldest = time.monotonic() - self._config.backlog_seconds
-        while self._backlog and self._backlog[0].since < oldest:
-            self._backlog_bytes -= self._backlog.popleft().nbytes
-            self._tier.count("spill_late")
-        chosen: list[_Waiting] = []
-        nbytes = 0
-        while self._backlog and nbytes < self._batch_bytes and len(chosen) < _BATCH_BLOCKS:
-            chosen.append(self._backlog.popleft())
-            nbytes += chosen[-1].nbytes
-        self._backlog_bytes -= nbytes
-        if chosen:
+        self._tier.count("spill_late", self._backlog.expire(time.monotonic()))
+        if chosen := self._backlog.take(self._batch_bytes, _BATCH_BLOCKS):
             left = self._write([waiting.handle for waiting in chosen])
             again = [waiting for waiting in chosen if waiting.handle in left]
-            self._backlog.extendleft(reversed(again))
-            self._backlog_bytes += sum(waiting.nbytes for waiting in again)
+            self._backlog.put_back(again)
             return not again
         missed = [self._missed.popleft() for _ in range(min(_BATCH_BLOCKS, len(self._missed)))]
         left = self._write(missed) if missed else set()
@@ -289,6 +282,9 @@ class Spiller:
             self._client.unpin(handles[rest])
         if go.any():
             self._client.evict_untouched(handles[go], touches[go])
+            self._backlog.drop(handles[go].tolist())
+        if handed:
+            self._backlog.drop(handles[first].tolist())
         return handed or bool(go.any())
 
     def _write_and_evict(self, stride: int, described: Rows, touches: Words) -> bool:

@@ -103,7 +103,7 @@ def test_the_tests_of_the_core(tmp_path: Path) -> None:
     passed = re.search(r"(\d+) passed", out)
     assert passed is not None, out[-2000:]
     report("asan", tests=int(passed[1]), suites=len(SUITES), findings=0)
-    assert int(passed[1]) > 100
+    assert int(passed[1]) > 50  # not that all were skipped
 
 
 @pytest.mark.skipif(not LONG, reason="long form only: half a minute (PEGASHM_LONG=1)")
