@@ -10,7 +10,7 @@ python := .venv/bin/python
 # mypy wants the package as it installs, with connector/ and tools/ inside it.
 typed := .cache/typed
 # What `make test-crash` runs, longer than `make test` does, and where each suite leaves its figures.
-crash_suites := $(addprefix tests/,crash fsck explore fuzz payload_sums world contract race sanitized soak e2e/test_storm.py)
+crash_suites := $(addprefix tests/,crash fsck explore fuzz payload_sums world contract race sanitized soak transport/test_deaths.py e2e/test_storm.py)
 figures := .cache/crash-figures.jsonl
 export PYTHON
 

@@ -19,7 +19,7 @@ LONG = os.environ.get("PEGASHM_LONG") == "1"  # the long form of every suite: ma
 
 # Every suite of the long form, and the figures that must be there and be 0.
 SUITES = (
-    "crash", "fsck", "explore", "fuzz", "sums", "world", "contract", "storm", "race", "asan", "soak",
+    "crash", "fsck", "explore", "fuzz", "sums", "world", "contract", "storm", "race", "asan", "soak", "worker",
 )  # fmt: skip
 FORBIDDEN = ("wrong_bytes", "leaked_blocks", "hangs", "outputs_different")
 

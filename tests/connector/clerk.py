@@ -30,6 +30,7 @@ from pegashm.transport.messages import Answer, Done, Ping, Pong, Promote, pack, 
 __all__ = ["PATIENCE_S", "Clerk", "until"]
 
 PATIENCE_S = 20.0
+CONTEXT = zmq.Context()
 
 
 class Clerk:
@@ -43,8 +44,7 @@ class Clerk:
         self.table = _native.SpillTable(self.cache.region)
         self.table.clear()
         self.table.set_usable(1)
-        self.context = zmq.Context()
-        self.router = self.context.socket(zmq.ROUTER)
+        self.router = CONTEXT.socket(zmq.ROUTER)
         path = folder / "clerk.sock"
         path.unlink(missing_ok=True)
         self.router.bind(f"ipc://{path}")
@@ -108,7 +108,6 @@ class Clerk:
     def close(self) -> None:
         close_lock_file(self.lock)
         self.router.close(linger=0)
-        self.context.destroy(linger=0)
         self.cache.close()
 
 

@@ -70,6 +70,13 @@ class Forker:
         )
         return int(answer["pid"])
 
+    def work(
+        self, options: str, runtime: str, *, line: Line | None = None, passes: str = ""
+    ) -> int:
+        """The pid of a transport worker that begins its life, to die at `line`; its socket lies in `runtime`."""
+        answer = self._ask(do="work", options=options, runtime=runtime, line=line, passes=passes)
+        return int(answer["pid"])
+
     def wait(self, pid: int) -> tuple[str, int]:
         """(killed | stopped | exited | hung, signal or status)."""
         answer = self._ask(do="wait", pid=pid, seconds=CHILD_SECONDS)

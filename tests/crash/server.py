@@ -7,8 +7,9 @@ forked child opens and attaches for itself (locks are not inherited, see `pegash
 One JSON request a line on standard input, one JSON answer a line on standard output:
  {"do": "start", "operation", "arena", "crash", "log"}  -> {"pid"}
  {"do": "begin", "procedure", "arena", "line", "crash", "log", "words", "passes"} -> {"pid"}
+ {"do": "work", "options", "line", "passes", "runtime"} -> {"pid"}
  {"do": "wait", "pid", "seconds"}                       -> {"state": killed | stopped | exited | hung, "code"}
-`operation` names one of `operations.py`, `procedure` one of `procedures.py`. Ends when its input ends, and its
+`operation` names one of `operations.py`, `procedure` one of `procedures.py`, `options` are a transport worker's. Ends when its input ends, and its
 children with it.
 """
 
@@ -32,11 +33,12 @@ from pegashm.cache import Cache
 from pegashm.errors import PegaShmError
 from pegashm.keys import Namespace
 from pegashm.liveness import copiers_byte, owner_byte, try_lock
+from pegashm.transport import worker
 
 from tests.crash.blocks import namespace
 from tests.crash.operations import OPERATIONS, Actor, Operation
 from tests.crash.procedures import PROCEDURES
-from tests.crash.tracing import Line, Tracer
+from tests.crash.tracing import Line, Tracer, of_a_worker
 
 __all__ = ["REFUSED", "perform"]
 
@@ -101,6 +103,20 @@ def proceed(request: dict[str, Any], arm: Callable[[], None]) -> int:
     return 0
 
 
+def work(request: dict[str, Any]) -> int:
+    """A transport worker's whole life in this process, traced if that is asked for; its exit status."""
+    os.environ["RUNTIME_DIRECTORY"] = request["runtime"]
+    tracer = Tracer(Line(*request["line"]) if request["line"] else None, of_a_worker)
+    if request["line"] or request["passes"]:
+        tracer.start()
+    status = worker.main([request["options"]])
+    tracer.stop()
+    if request["passes"]:
+        passes = [(*line, count) for line, count in tracer.passes.items()]
+        Path(request["passes"]).write_text(json.dumps(passes), encoding="utf-8")
+    return status
+
+
 def child(request: dict[str, Any]) -> None:
     """In the forked child: never returns. It leaves without a word to the arena, as one that crashed."""
     status = 1
@@ -115,6 +131,8 @@ def child(request: dict[str, Any]) -> None:
 
         if request["do"] == "begin":
             status = proceed(request, arm)
+        elif request["do"] == "work":
+            status = work(request)
         else:
             perform(BY_NAME[request["operation"]], request["arena"], arm)
             status = 0

@@ -13,11 +13,12 @@ import signal
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-__all__ = ["FILES", "Line", "Tracer"]
+__all__ = ["FILES", "Line", "Tracer", "of_a_region", "of_a_worker"]
 
 # Whatever changes shared objects or takes locks. What only computes (layout, machine, config) does neither.
 FILES = (
@@ -34,6 +35,18 @@ FILES = (
 )
 
 
+def of_a_region(path: Path) -> str:
+    """Its name if it is one of FILES, else nothing."""
+    return path.name if path.parent.name == "pegashm" and path.name in FILES else ""
+
+
+def of_a_worker(path: Path) -> str:
+    """As that, of all that the transport worker runs for its spill files."""
+    package = path.parent.name
+    ours = path.parent.parent.name == "pegashm" and package in ("spill", "transport")
+    return f"{package}/{path.name}" if ours else ""
+
+
 class Line(NamedTuple):
     """A line of the package, and the how-manieth time it is passed."""
 
@@ -48,10 +61,12 @@ class Line(NamedTuple):
 class Tracer:
     """Counts the lines this process passes, and kills it at one of them."""
 
-    def __init__(self, fatal: Line | None) -> None:
+    def __init__(self, fatal: Line | None, named: Callable[[Path], str] = of_a_region) -> None:
+        """`named`: what a file is called whose lines count, nothing for others."""
         self.passes: Counter[tuple[str, int]] = Counter()
         self._fatal = fatal
-        self._known: dict[str, str] = {}  # by path, its name in FILES or ""
+        self._named = named
+        self._known: dict[str, str] = {}  # by path, its name or ""
 
     def start(self) -> None:
         threading.settrace(self._call)
@@ -68,14 +83,14 @@ class Tracer:
         if event == "line":
             key = self._file(frame), frame.f_lineno
             self.passes[key] += 1
-            if self._fatal is not None and Line(*key, self.passes[key]) == self._fatal:
+            fatal = self._fatal
+            # Not "equal": two threads may count at once.
+            if fatal is not None and key == fatal[:2] and self.passes[key] >= fatal.pass_number:
                 os.kill(os.getpid(), signal.SIGKILL)
         return self._line
 
     def _file(self, frame: FrameType) -> str:
         path = frame.f_code.co_filename
         if path not in self._known:
-            file = Path(path)
-            ours = file.parent.name == "pegashm" and file.name in FILES
-            self._known[path] = file.name if ours else ""
+            self._known[path] = self._named(Path(path))
         return self._known[path]

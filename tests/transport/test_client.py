@@ -36,6 +36,7 @@ def test_a_forked_child_asks_for_nothing_and_ends(rig: Callable[..., Rig]) -> No
     """Its parent's socket is left alone: the parent's next request is answered."""
     one = rig().start()
     keys = one.store(range(4))
+    one.wait_stored(4)
     eventually(lambda: one.client.alive)
     child = os.fork()
     if not child:
