@@ -57,11 +57,13 @@ def open_or_create(path: str, size_bytes: int, *, region_bytes: int | None = Non
     opened = open_file(path)
     if opened.superblock.file_bytes != size_bytes:
         _log.warning(
-            "spill file %s has %s, not the %s asked for: it is used as it is. To change its size, stop the "
-            "supervisor and type `rm %s` (what is in it is lost)",
+            "spill file %s has %s (%d bytes), not the %s (%d bytes) asked for: it is used as it is. To change its "
+            "size, stop the supervisor and type `rm %s` (what is in it is lost)",
             path,
             format_bytes(opened.superblock.file_bytes),
+            opened.superblock.file_bytes,
             format_bytes(size_bytes),
+            size_bytes,
             path,
         )
     return opened
