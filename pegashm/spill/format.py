@@ -17,7 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pegashm.errors import ConfigError, FormatError
-from pegashm.units import KIB, MIB, format_bytes
+from pegashm.units import GIB, KIB, MIB, format_bytes
 
 __all__ = [
     "BLOCK_FIELDS",
@@ -49,7 +49,10 @@ VERSION_MAJOR: Final = 1
 VERSION_MINOR: Final = 0
 REGION_COUNT_MIN: Final = 8
 # Beside a round number of payload bytes: the header's page and fifteen frames' (FORMAT.md says why).
-_REGION_BYTES_MAX: Final = 64 * MIB + 64 * KIB
+_REGION_BYTES: Final = 64 * MIB + 64 * KIB
+# Between two regions the device waits for us: in files with room for many regions they are up to four times as long.
+_FILE_BYTES_A_STEP: Final = 4 * GIB
+_REGION_STEPS_MAX: Final = 4
 
 SUPERBLOCK_MAGIC: Final = b"PEGASPL1"
 REGION_MAGIC: Final = b"PEGASPLR"
@@ -219,9 +222,10 @@ class FramePlace:
 
 
 def default_region_bytes(file_bytes: int) -> int:
-    """64 MiB of payload in large files; at least eight regions in any."""
+    """64 MiB of payload, 256 MiB in files of 16 GiB and more; at least eight regions in any."""
     share = (file_bytes - PAGE_BYTES) // REGION_COUNT_MIN // PAGE_BYTES * PAGE_BYTES
-    return min(_REGION_BYTES_MAX, share)
+    steps = min(max(file_bytes // _FILE_BYTES_A_STEP, 1), _REGION_STEPS_MAX)
+    return min(steps * _REGION_BYTES, share)
 
 
 def plan_superblock(

@@ -237,8 +237,10 @@ def test_labels_are_cut_between_characters() -> None:
 
 
 def test_sizes_of_regions() -> None:
-    """32 blocks of 2 MiB and their pages fit in a region of a large file; a small one has eight."""
-    assert (64 << 20) + (64 << 10) == default_region_bytes(2 << 40)
+    """32 blocks of 2 MiB and their pages fit in a region, 128 in a large file's; a small one has eight regions."""
+    region = (64 << 20) + (64 << 10)
+    assert region == default_region_bytes(4 << 30)
+    assert 4 * region == default_region_bytes(16 << 30) == default_region_bytes(2 << 40)
     small = plan_superblock(16 << 20, None, file_id=FILE_ID, created_at_ns=0)
     assert 8 == small.region_count
     assert small.region_end(7) <= 16 << 20
