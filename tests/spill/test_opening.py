@@ -126,7 +126,7 @@ def test_another_size_than_it_has(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     with SpillFile.open_or_create(str(path), 2 * SIZE) as file:
         assert SIZE == file.superblock.file_bytes
         assert 5 == len(found(file))
-    assert "4 MiB, not the 8 MiB asked for" in caplog.text
+    assert f"4 MiB ({SIZE} bytes), not the 8 MiB ({2 * SIZE} bytes) asked for" in caplog.text
 
 
 def test_too_small(tmp_path: Path) -> None:
