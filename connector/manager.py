@@ -2,8 +2,8 @@
 
 vLLM asks key by key; the first question of a step about a request is answered for all of its keys at once,
 pinned, and the rest from what was found. Pins that no load takes over are dropped when the step ends.
-Whatever goes wrong here is a miss: no exception reaches the engine, and nothing waits. A request may: what is on SSD is
-a hit to be, until it is in memory or the request's deadline has passed (`promotions.py`); it keeps its pins meanwhile.
+Whatever goes wrong here is a miss: no exception reaches the engine, and nothing waits. A request may: what is on SSD or
+on another host is a hit to be, until it is in memory or the request's deadline has passed (`promotions.py`); it keeps its pins meanwhile.
 
 A claim is given back only when every worker has reported its part: a job that vLLM has forgotten (reset_cache) may
 still be writing. Such claims are kept in `_stray` until then; if the engine dies first, they are reaped.
@@ -54,6 +54,11 @@ _LOADS_MAX: Final = 8
 # Claims that workers never report mean that they cannot reach the arena: stop claiming.
 _STRAY_MAX: Final = 1024
 _REAP_EVERY_S: Final = 1.0
+# What is not in memory, and what vLLM calls the place where it is.
+_ELSEWHERE: Final = (
+    (_native.SPILLED, Medium.STORAGE, Locality.LOCAL),
+    (_native.REMOTE, Medium.CPU, Locality.REMOTE),
+)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -163,20 +168,27 @@ class PegaShmManager(OffloadingManager):
             self._leave_without_sums(cache, handles, outcomes)
         if state.wait is None:  # or they have been counted when it began
             self._tally.found(outcomes)
-        to_be = _native.SPILLED in outcomes and self._may_wait(state, context)
+        to_be = self._hits_to_be(outcomes, state, context)
         for asked, handle, outcome in zip(keys, handles.tolist(), outcomes.tolist(), strict=False):
             if handle:
                 state.found[asked] = handle
-            elif to_be and outcome == _native.SPILLED and asked not in state.refused:
+            elif outcome in to_be and asked not in state.refused:
                 state.spilled.add(asked)
+                (state.remote.add if outcome == _native.REMOTE else state.remote.discard)(asked)
             else:
                 state.missing.add(asked)
 
-    def _may_wait(self, state: RequestState, context: ReqContext) -> bool:
-        """Whether blocks on SSD are hits to be for this request."""
-        return context.load_tier_filter.allows(
-            Medium.STORAGE, Locality.LOCAL
-        ) and self._promotions.may_wait(state)
+    def _hits_to_be(
+        self, outcomes: Any, state: RequestState, context: ReqContext
+    ) -> tuple[int, ...]:
+        """Of blocks on SSD and of other hosts, which this request would wait for."""
+        allows = context.load_tier_filter.allows
+        to_be = tuple(
+            outcome
+            for outcome, medium, locality in _ELSEWHERE
+            if outcome in outcomes and allows(medium, locality)
+        )
+        return to_be if to_be and self._promotions.may_wait(state) else ()
 
     def _go_on_waiting(self, cache: Cache, state: RequestState, context: ReqContext) -> None:
         """Look for what has been answered; or, after its deadline, for everything anew."""
@@ -199,8 +211,10 @@ class PegaShmManager(OffloadingManager):
 
     @_miss_on_error(lambda *args, **kwargs: CacheHitSource.HOST)
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
-        promoted = key in request_state(req_context).promoted
-        return CacheHitSource.DISK if promoted else CacheHitSource.HOST
+        state = request_state(req_context)
+        if key not in state.promoted:
+            return CacheHitSource.HOST
+        return CacheHitSource.P2P if key in state.remote else CacheHitSource.DISK
 
     @_miss_on_error(lambda self, keys, req_context: _nothing(len(keys)))
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
@@ -217,8 +231,9 @@ class PegaShmManager(OffloadingManager):
         self._loading[req_context.req_id] = state
         if cache is None:
             return _nothing(len(keys))
-        ssd = sum(key in state.promoted for key in keys)
-        self._tally.loaded(memory=len(handles) - ssd, ssd=ssd)
+        promoted = sum(key in state.promoted for key in keys)
+        remote = sum(key in state.promoted and key in state.remote for key in keys)
+        self._tally.loaded(memory=len(handles) - promoted, ssd=promoted - remote, remote=remote)
         offsets, sizes = cache.locate(handles)
         handles[sizes != self._chunk_bytes] = 0
         cache.touch(handles[::-1])

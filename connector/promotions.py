@@ -1,6 +1,6 @@
-"""Which requests wait for blocks on SSD, for how long, and what came of it?
+"""Which requests wait for blocks on SSD or on other hosts, for how long, and what came of it?
 
-A block that a lookup finds on SSD is a hit to be. The transport worker is asked for it once, for all blocks of a
+A block that a lookup finds there is a hit to be. The transport worker is asked for it once, for all blocks of a
 request together, at the end of the step; until it answers, or the request's deadline passes, the request waits (vLLM
 asks again in each step, and computes others meanwhile). What does not come is a miss to that request, for good.
 Without a worker nobody is asked and nobody waits.
@@ -13,7 +13,7 @@ for their turn, within the same deadline. Called by the manager, in one thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -88,7 +88,10 @@ class Promotions:
             return
         self.close()
         self._cache = cache
-        if cache is None or not self._deadline_ms or not cache.region.header["spill_record_count"]:
+        if cache is None or not self._deadline_ms:
+            return
+        header = cache.region.header
+        if not (header["spill_record_count"] or header["remote_bucket_count"]):
             return
         self._room = max(cache.region.payload_bytes // self._chunk_bytes // _SHARE, 1)
         try:
@@ -96,7 +99,7 @@ class Promotions:
 
             self._client = TransportClient(cache.arena)
         except (ImportError, OSError) as error:
-            logger.warning("PegaShm: blocks on SSD cannot be asked for, they are misses: %s", error)
+            logger.warning("PegaShm: blocks that are not in memory cannot be asked for, they are misses: %s", error)
             return
         self._look()
 
@@ -118,14 +121,14 @@ class Promotions:
     # -- one request -----------------------------------------------------------------------------------
 
     def may_wait(self, state: RequestState) -> bool:
-        """Whether blocks on SSD are hits to be for this request."""
+        """Whether blocks on SSD and on other hosts are hits to be for this request."""
         if not self._alive:
             self._look()
         waits_before = state.waits - (state.wait is not None)
         return self._alive and not state.gave_up and waits_before < _WAITS_MAX
 
     def want(self, request_id: str, state: RequestState, key: OffloadKey) -> None:
-        """vLLM has looked up a key that is on SSD. When it does so first, the deadline begins."""
+        """vLLM has looked up a key that is not in memory. When it does so first, the deadline begins."""
         if state.wait is None:
             now = time.monotonic()
             state.wait = Wait(now, now + self._deadline_ms / 1e3)
@@ -140,9 +143,10 @@ class Promotions:
         if wait is None or time.monotonic() < wait.deadline:
             return False
         state.gave_up = True
-        late = sum(map(len, wait.asked.values())) + len(wait.elsewhere)
-        self._tally.promoted("late", late)
-        self._tally.promoted("not_asked", len(wait.wanted))
+        late = [key for keys in wait.asked.values() for key in keys]
+        self._count(state, "late", late)
+        self._count(state, "late", wait.elsewhere)
+        self._count(state, "not_asked", wait.wanted)
         self.end(request_id)
         return True
 
@@ -152,9 +156,11 @@ class Promotions:
         if wait is None:
             return
         wait.back.clear()
+        came: list[OffloadKey] = []
         lost: list[OffloadKey] = []
         for key, handle in zip(keys, handles, strict=True):
             if handle:
+                came.append(key)
                 state.spilled.discard(key)
                 state.asked.discard(key)
                 state.promoted.add(key)
@@ -162,7 +168,7 @@ class Promotions:
                 wait.elsewhere.discard(key)
             elif key not in wait.elsewhere:
                 lost.append(key)
-        self._tally.promoted("ok", sum(map(bool, handles)))
+        self._count(state, "ok", came)
         self._refuse(state, lost, "evicted")
 
     def end(self, request_id: str) -> None:
@@ -201,7 +207,7 @@ class Promotions:
                 self._answered(state, state.wait, done)
 
     def end_step(self) -> None:
-        """Ask for what this step has found on SSD, and give up for those whose time is over."""
+        """Ask for what this step has found elsewhere than in memory, and give up for those whose time is over."""
         self._look()
         self._listen()  # also when nobody waits: to hear that a worker is back that was silent
         self._polled = False
@@ -252,10 +258,12 @@ class Promotions:
 
     def _refuse(self, state: RequestState, keys: Iterable[OffloadKey], why: str) -> None:
         """They are misses to this request from now on."""
-        count = 0
-        for key in keys:
-            state.spilled.discard(key)
-            state.missing.add(key)
-            state.refused.add(key)
-            count += 1
-        self._tally.promoted(why, count)
+        refused = list(keys)
+        state.spilled.difference_update(refused)
+        state.missing.update(refused)
+        state.refused.update(refused)
+        self._count(state, why, refused)
+
+    def _count(self, state: RequestState, result: str, keys: Collection[OffloadKey]) -> None:
+        remote = sum(key in state.remote for key in keys)
+        self._tally.promoted(result, ssd=len(keys) - remote, remote=remote)

@@ -27,9 +27,9 @@ class RequestState:
     """Handles by key; `loads`: how many load jobs this request has had; `resets_before`: how often the cache had
     been reset when the request came.
 
-    Of keys on SSD, `spilled`: hits to be; `asked`: of those, what the worker was asked for; `promoted`: what came into
-    memory for us; `refused`: what did not. `wait`: while it waits; `waits`: how often it has; `gave_up`: its
-    deadline passed once.
+    Of keys on SSD or on other hosts, `spilled`: hits to be; `asked`: of those, what the worker was asked for;
+    `promoted`: what came into memory for us; `refused`: what did not; `remote`: which of all these were on other
+    hosts. `wait`: while it waits; `waits`: how often it has; `gave_up`: its deadline passed once.
     """
 
     found: dict[OffloadKey, int] = field(default_factory=dict)
@@ -41,6 +41,7 @@ class RequestState:
     asked: set[OffloadKey] = field(default_factory=set)
     promoted: set[OffloadKey] = field(default_factory=set)
     refused: set[OffloadKey] = field(default_factory=set)
+    remote: set[OffloadKey] = field(default_factory=set)
     wait: Wait | None = None
     waits: int = 0
     gave_up: bool = False

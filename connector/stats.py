@@ -26,12 +26,14 @@ _LOOKUPS: Final = "vllm:pegashm_lookups"
 _STORES: Final = "vllm:pegashm_stores"
 _LOADS: Final = "vllm:pegashm_loads"
 _PROMOTIONS: Final = "vllm:pegashm_promotions"
+_FETCHES: Final = "vllm:pegashm_fetches"
 _WAITED: Final = "vllm:pegashm_promotion_wait_seconds"
 
 METRICS: Final[Mapping[str, OffloadingMetricMetadata]] = {
     _LOOKUPS: OffloadingCounterMetadata(
         documentation="Blocks looked up in the arena, by result: hit, miss, pending (another engine is "
-        "storing it just now) or spilled (on SSD; see promotions for what came of it).",
+        "storing it just now), spilled (on SSD; see promotions for what came of it) or remote (on another host, as far "
+        "as is known; see fetches).",
         labelnames=("result",),
     ),
     _STORES: OffloadingCounterMetadata(
@@ -40,7 +42,8 @@ METRICS: Final[Mapping[str, OffloadingMetricMetadata]] = {
         labelnames=("result",),
     ),
     _LOADS: OffloadingCounterMetadata(
-        documentation="Blocks that loads took, by where they were when the request came: memory or ssd.",
+        documentation="Blocks that loads took, by where they were when the request came: memory, ssd or remote "
+        "(another host).",
         labelnames=("tier",),
     ),
     _PROMOTIONS: OffloadingCounterMetadata(
@@ -49,8 +52,13 @@ METRICS: Final[Mapping[str, OffloadingMetricMetadata]] = {
         "(the transport worker ended), evicted (again, before it was used) or not_asked (no worker, too much at once).",
         labelnames=("result",),
     ),
+    _FETCHES: OffloadingCounterMetadata(
+        documentation="Blocks of other hosts that requests waited for, by result: as promotions, with missing (no host "
+        "has it any more) and failed (the connection, the peer, or the checksum).",
+        labelnames=("result",),
+    ),
     _WAITED: OffloadingHistogramMetadata(
-        documentation="Time that requests waited for blocks on SSD, in seconds.",
+        documentation="Time that requests waited for blocks on SSD or of other hosts, in seconds.",
         buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     ),
 }
@@ -59,6 +67,7 @@ _FOUND: Final = {
     _native.MISSING: "miss",
     _native.PENDING: "pending",
     _native.SPILLED: "spilled",
+    _native.REMOTE: "remote",
 }
 _CLAIMED: Final = {
     _native.OK: "claimed",
@@ -84,12 +93,14 @@ class Tally:
     def claimed(self, outcomes: NDArray[np.uint8]) -> None:
         self._add(_STORES, _CLAIMED, outcomes)
 
-    def loaded(self, *, memory: int, ssd: int) -> None:
+    def loaded(self, *, memory: int, ssd: int, remote: int) -> None:
         self._count(_LOADS, "memory", memory)
         self._count(_LOADS, "ssd", ssd)
+        self._count(_LOADS, "remote", remote)
 
-    def promoted(self, result: str, amount: int) -> None:
-        self._count(_PROMOTIONS, result, amount)
+    def promoted(self, result: str, *, ssd: int, remote: int) -> None:
+        self._count(_PROMOTIONS, result, ssd)
+        self._count(_FETCHES, result, remote)
 
     def waited(self, seconds: float) -> None:
         self._waits.append(seconds)

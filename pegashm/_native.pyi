@@ -25,6 +25,11 @@ HEADER_BYTES: Final[int]
 SUM_COUNT: Final[int]  # parts of a block that can have a checksum
 SPILL_FILE_COUNT: Final[int]  # spill files of one arena
 TRANSPORT_PATH_BYTES: Final[int]
+REMOTE_HOST_COUNT: Final[int]  # numbers of other hosts, from 0
+REMOTE_HASH_VERSION: Final[int]  # of remote_hashes(): hosts that differ in it do not understand each other's hints
+REMOTE_COPIES: Final[int]  # for so many hosts one block is listed
+TIER_MEMORY: Final[int]
+TIER_SSD: Final[int]
 
 # Outcomes of the batched calls, one byte a block (see `_core/status.hpp`).
 OK: Final[int]  # done
@@ -38,6 +43,7 @@ INDEX_FULL: Final[int]  # claim(): both candidate buckets are full of live entri
 PINNED: Final[int]  # evict(): somebody holds a pin
 INCOMPLETE: Final[int]  # publish(): fewer parts written than expected (or a part failed)
 SPILLED: Final[int]  # find(): on SSD, and not (or not yet) in memory: ask the transport worker
+REMOTE: Final[int]  # find(): neither, but another host has it, as far as we know: ask the transport worker
 
 STATUS_NAMES: Final[dict[int, str]]
 
@@ -52,6 +58,7 @@ class FormatPlan(TypedDict):
     control_bytes: int
     payload_bytes: int
     spill_record_count: int
+    remote_bucket_count: int
 
 def plan_region(
     *,
@@ -59,8 +66,9 @@ def plan_region(
     block_bytes_min: int,
     segments_per_arena: Sequence[int],
     spill_records: int = 0,
+    remote_buckets: int = 0,
 ) -> FormatPlan:
-    """Say how large a control region for such arenas, and so many blocks on SSD, is.
+    """Say how large a control region for such arenas, so many blocks on SSD and buckets of remote hints is.
 
     ValueError when the format cannot hold them.
     """
@@ -77,6 +85,7 @@ def format_region(
     page_bytes: int,
     created_at_ns: int,
     spill_records: int = 0,
+    remote_buckets: int = 0,
 ) -> None:
     """Write a whole control region into `control` (writable, zeroed, of `control_bytes`); magic last.
 
@@ -191,6 +200,9 @@ class Region:
         """(segments without a stride, [{stride_bytes, capacity, free}]): a pass over the free bits."""
     def spilled(self) -> NDArray[Any]:
         """All blocks on SSD that are listed (SPILL_FIELDS), those of files out of use included."""
+    def remote_hosts(self) -> list[dict[str, Any]]:
+        """Other hosts that are listed: number, usable, host_id, incarnation, address, sequence, events, hints,
+        heard_at_ns. Labels, but for `usable`."""
     def tally(self) -> dict[str, int]:
         """Records by state: free, claimed, ready, evicting, damaged; and `record_count`, `capacity`."""
     def counters(self) -> list[dict[str, Any]]:
@@ -214,11 +226,12 @@ class Client:
     def find(
         self, keys: Sequence[bytes], namespace_id: int, *, pin: bool = False
     ) -> tuple[Handles, Outcomes]:
-        """Handles of READY blocks (0 where not OK) and OK | MISSING | PENDING | SPILLED. `pin`: hold each found."""
+        """Handles of READY blocks (0 where not OK) and OK | MISSING | PENDING | SPILLED | REMOTE. `pin`: hold each
+        found."""
     def find_prefix(
         self, keys: Sequence[bytes], namespace_id: int, *, pin: bool = False
     ) -> tuple[Handles, Outcomes]:
-        """As find(), but stops after the first key that is in no tier: neither OK nor SPILLED (arrays are
+        """As find(), but stops after the first key that nobody has: neither OK nor SPILLED nor REMOTE (arrays are
         cut there, it included)."""
     def pin(self, handles: Handles) -> Outcomes: ...
     def unpin(self, handles: Handles) -> None:
@@ -276,6 +289,92 @@ class SpillTable:
         """Take out those that still lie where the row says (key, file, offset, sequence); how many."""
     def drop(self, file: int, first: int, end: int) -> int:
         """Take out all blocks of a file whose offset is in [first, end); how many."""
+    def keep_log(self, size: int) -> None:
+        """From now on keep each change for take_log(), up to `size` of them between two calls."""
+    def take_log(self) -> tuple[NDArray[np.uint8], NDArray[np.uint64], bool]:
+        """What changed since the last call, in order: operations (3 on SSD now, 4 no more), remote hashes, and whether
+        there were more than are kept."""
+
+# What other hosts hold, and what they are told of us. See FORMAT.md, "Other hosts".
+def remote_hashes(
+    region: Region, keys: Sequence[bytes] | Handles, namespace_id: int | None = None
+) -> NDArray[np.uint64]:
+    """The hash by which hosts speak of a block: the same on each. For keys of a namespace (ValueError when it is not
+    live here), or, without one, for handles of blocks (0 where their life, or their namespace, is over)."""
+
+def remote_hashes_of(fingerprint: bytes, keys: Sequence[bytes]) -> NDArray[np.uint64]:
+    """The same, of a namespace that need not be known here."""
+
+def remote_events(
+    region: Region, after: int, settled: int, limit: int
+) -> tuple[int, int, int, NDArray[np.uint8], NDArray[np.uint64]]:
+    """What happened to our blocks after event `after` of the journal: (last event read, events overwritten before they
+    could be read, events that nobody finished writing, operations (1 in memory now, 2 no more), remote hashes).
+
+    An event that is not readable yet ends the batch, unless it is not above `settled`, a journal_head that was seen
+    long enough ago: then nobody is writing it any more.
+    """
+
+def remote_holdings(
+    region: Region, first: int, end: int
+) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+    """(remote hashes, tiers) of the blocks in records [first, end) that can be read. Records from `record_count` on
+    are those on SSD; in all there are record_count + spill_record_count."""
+
+class RemoteTable:
+    """Which blocks other hosts hold, as every lookup sees it. One writer: who holds the lock of the transport worker.
+
+    Thread-safe. Hosts are numbered by the writer, below REMOTE_HOST_COUNT. Begin with clear(): what a former writer
+    left is not believed. A table that is full forgets other hints. Tiers: 1 memory, 2 SSD, 3 both.
+    """
+
+    def __init__(self, region: Region) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def count(self) -> int:
+        """Hints in it."""
+    @property
+    def capacity(self) -> int:
+        """Places for hints; 0 when the region has no such table, and then nothing is kept."""
+    @property
+    def displaced(self) -> int:
+        """Hints that had to make room for others."""
+    def hints(self, host: int) -> int:
+        """How many there are of one host."""
+    def clear(self) -> None:
+        """Forget everything; no host counts until set_usable()."""
+    def set_usable(self, host: int, usable: bool) -> None:
+        """Whether lookups may see this host's hints: takes effect at once, whatever their number."""
+    def set_none_usable(self) -> None:
+        """No host's hints are seen any more."""
+    def add(self, host: int, hashes: NDArray[np.uint64], tier: int = 1) -> int:
+        """The host has these blocks in `tier`, besides what is known; how many hints are new."""
+    def remove(self, host: int, hashes: NDArray[np.uint64], tier: int = 3) -> int:
+        """The host does not have them in `tier`; how many hints are gone."""
+    def apply(self, host: int, ops: NDArray[np.uint8], hashes: NDArray[np.uint64]) -> None:
+        """What a host told, in its order: 1 in memory, 2 not in memory, 3 on SSD, 4 not on SSD; others are ignored."""
+    def retire(self, host: int) -> None:
+        """Its hints count no more and may be overwritten. The number must not be used again before drop_retired()."""
+    def begin_anew(self, host: int) -> None:
+        """Its hints may be overwritten, but count until drop_retired(), which must come before any of them is added."""
+    def drop_retired(self) -> int:
+        """Take out the hints of all hosts retired, or beginning anew; one pass over the table. How many."""
+    def drop_host(self, host: int) -> int:
+        """retire() and drop_retired()."""
+    def find(self, hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+        """For each hash a row of REMOTE_COPIES: numbers of usable hosts that have it (-1: no more), and their tiers."""
+    def describe(
+        self,
+        host: int,
+        *,
+        host_id: bytes,
+        incarnation: bytes,
+        address: str,
+        sequence: int,
+        events: int,
+        heard_at_ns: int,
+    ) -> None:
+        """What tools show of a host (Region.remote_hosts); an address is cut after 56 bytes."""
 
 class Copier:
     """Copies byte runs with a fixed set of threads, GIL released; usable without any region."""

@@ -29,6 +29,8 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
     enum: key_words
     enum: sum_count
     enum: spill_file_count
+    enum: remote_host_count
+    const uint64_t remote_hash_version
     const uint64_t layout_signature
     const uint16_t format_major
     const uint16_t format_minor
@@ -74,11 +76,15 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint64_t sums_offset
         uint64_t spill_offset
         uint32_t spill_record_count
+        uint64_t remote_hosts_offset
+        uint64_t remote_offset
+        uint64_t remote_bucket_count
         uint64_t checksum
         uint64_t segments_ready
         uint64_t supervisor_pid
         uint64_t supervisor_started_at_ns
         uint64_t spill_usable
+        uint64_t remote_usable
         uint64_t access_clock
         uint64_t journal_head
         uint64_t freed_clock
@@ -131,6 +137,19 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint64_t claimed_at_ns
         uint64_t published_at_ns
 
+    cdef struct RemoteHost:
+        uint8_t host_id[16]
+        uint8_t incarnation[16]
+        uint64_t sequence
+        uint64_t events
+        uint64_t hints
+        uint64_t heard_at_ns
+        uint32_t address_bytes
+        char address[56]
+
+    cdef struct RemoteHosts:
+        RemoteHost hosts[4096]
+
     cdef struct JournalEntry:
         uint64_t sequence
         uint64_t what
@@ -147,6 +166,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint64_t payload_bytes
         uint64_t bucket_count
         uint64_t journal_entry_count
+        uint64_t remote_bucket_count
         uint64_t control_bytes
         uint32_t segment_count
         uint32_t records_per_segment
@@ -165,11 +185,12 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         Segment& segment(uint32_t)
         Block& block(uint32_t)
         uint64_t& touched(uint32_t)
+        RemoteHosts& remote_hosts()
         uint32_t first_record(uint32_t)
         uint32_t segments_ready()
 
     uint64_t make_identity(uint32_t, uint16_t, uint8_t)
-    cbool plan_geometry(uint64_t, uint64_t, uint64_t, Geometry&, uint64_t)
+    cbool plan_geometry(uint64_t, uint64_t, uint64_t, Geometry&, uint64_t, uint64_t)
     uint64_t load_acquire(const uint64_t&)
     void store_release(uint64_t&, uint64_t)
     uint32_t segment_capacity(const Geometry&, uint32_t, uint64_t)
@@ -245,6 +266,53 @@ cdef extern from "spill.hpp" namespace "pegashm" nogil:
         uint32_t find(const Key&, Spilled&)
         cbool forget(const Spilled&)
         uint32_t drop(uint32_t, uint64_t, uint64_t)
+        void keep_log(uint32_t) except +
+        uint32_t take_log(uint8_t*, uint64_t*, uint32_t, cbool&)
+        uint32_t log_count()
+
+cdef extern from "holdings.hpp" namespace "pegashm" nogil:
+    enum: copies_max "static_cast<int>(pegashm::RemoteTable::copies_max)"
+
+    cdef struct EventsRead:
+        uint64_t last
+        uint64_t overrun
+        uint64_t torn
+        uint32_t count
+
+    cdef struct RemoteLabels:
+        const uint8_t* host_id
+        const uint8_t* incarnation
+        uint64_t sequence
+        uint64_t events
+        uint64_t heard_at_ns
+        const char* address
+        uint64_t address_bytes
+
+    EventsRead read_events(const View&, uint64_t, uint64_t, uint32_t, uint8_t*, uint64_t*)
+    uint32_t read_holdings(const View&, uint32_t, uint32_t, uint64_t*, uint8_t*)
+    uint64_t remote_seed(const uint8_t*)
+    uint64_t remote_hash(uint64_t, const Key&)
+    cbool seed_of(const View&, uint32_t, uint64_t&)
+    Key read_key(const Block&)
+    cbool host_usable(const View&, uint32_t)
+
+    cdef cppclass CRemoteTable "pegashm::RemoteTable":
+        CRemoteTable(const View&) except +
+        uint64_t capacity()
+        uint64_t size()
+        uint64_t displaced()
+        uint64_t hints(uint32_t)
+        void clear()
+        void set_usable(uint32_t, cbool)
+        void set_none_usable()
+        uint64_t add(uint32_t, const uint64_t*, uint64_t, uint32_t)
+        uint64_t remove(uint32_t, const uint64_t*, uint64_t, uint32_t)
+        void apply(uint32_t, const uint8_t*, const uint64_t*, uint64_t)
+        void retire(uint32_t)
+        void begin_anew(uint32_t)
+        uint64_t drop()
+        void find(const uint64_t*, uint64_t, uint16_t*, uint8_t*)
+        void describe(uint32_t, const RemoteLabels&)
 
 cdef extern from "header.hpp" namespace "pegashm" nogil:
     void write_format "pegashm::format"(const View&)
@@ -353,12 +421,16 @@ HEADER_BYTES = sizeof(Header)
 SUM_COUNT = sum_count
 SPILL_FILE_COUNT = spill_file_count
 TRANSPORT_PATH_BYTES = 104
+REMOTE_HOST_COUNT = remote_host_count
+REMOTE_HASH_VERSION = remote_hash_version
+REMOTE_COPIES = copies_max
+TIER_MEMORY, TIER_SSD = 1, 2
 
-OK, MISSING, PENDING, EXISTS, NO_SPACE, QUOTA, TOO_LARGE, INDEX_FULL, PINNED, INCOMPLETE, SPILLED = range(11)
+OK, MISSING, PENDING, EXISTS, NO_SPACE, QUOTA, TOO_LARGE, INDEX_FULL, PINNED, INCOMPLETE, SPILLED, REMOTE = range(12)
 STATUS_NAMES = {
     OK: "ok", MISSING: "missing", PENDING: "pending", EXISTS: "exists", NO_SPACE: "no_space", QUOTA: "quota",
     TOO_LARGE: "too_large", INDEX_FULL: "index_full", PINNED: "pinned", INCOMPLETE: "incomplete",
-    SPILLED: "spilled",
+    SPILLED: "spilled", REMOTE: "remote",
 }
 
 _MAGIC = int.from_bytes(b"PEGASHM1", "little")
@@ -474,19 +546,19 @@ cdef str _text(const char* field, uint64_t size):
 # -- formatting and judging a header -----------------------------------------------------------------
 
 cdef Geometry _plan(uint64_t segment_bytes, uint64_t block_bytes_min, uint64_t segment_count,
-                    uint64_t spill_records) except *:
+                    uint64_t spill_records, uint64_t remote_buckets) except *:
     cdef Geometry geometry
-    if not plan_geometry(segment_bytes, block_bytes_min, segment_count, geometry, spill_records):
+    if not plan_geometry(segment_bytes, block_bytes_min, segment_count, geometry, spill_records, remote_buckets):
         raise ValueError(
             f"no such region: segment_bytes={segment_bytes} and block_bytes_min={block_bytes_min} must be "
             f"multiples of 4096, the second not above the first, and {segment_count} segments of them "
             f"must not hold, with {spill_records} on SSD, more than {record_count_max} blocks: raise "
-            f"block_bytes_min")
+            f"block_bytes_min; and there are at most 2^28 buckets of remote hints, asked were {remote_buckets}")
     return geometry
 
 
-def plan_region(*, segment_bytes, block_bytes_min, segments_per_arena, spill_records=0):
-    cdef Geometry geometry = _plan(segment_bytes, block_bytes_min, sum(segments_per_arena), spill_records)
+def plan_region(*, segment_bytes, block_bytes_min, segments_per_arena, spill_records=0, remote_buckets=0):
+    cdef Geometry geometry = _plan(segment_bytes, block_bytes_min, sum(segments_per_arena), spill_records, remote_buckets)
     return {
         "segment_count": geometry.segment_count,
         "records_per_segment": geometry.records_per_segment,
@@ -496,17 +568,19 @@ def plan_region(*, segment_bytes, block_bytes_min, segments_per_arena, spill_rec
         "control_bytes": geometry.control_bytes,
         "payload_bytes": geometry.payload_bytes,
         "spill_record_count": geometry.spill_record_count,
+        "remote_bucket_count": geometry.remote_bucket_count,
     }
 
 
 def format_region(control, *, bytes region_id, segment_bytes, block_bytes_min, segments_per_arena,
-                  arena_paths, numa_nodes, page_bytes, created_at_ns, spill_records=0):
+                  arena_paths, numa_nodes, page_bytes, created_at_ns, spill_records=0,
+                  remote_buckets=0):
     cdef uint8_t[::1] bytes_ = control
     cdef View view
     cdef Header* header
     cdef bytes path
     cdef int i
-    view.geometry = _plan(segment_bytes, block_bytes_min, sum(segments_per_arena), spill_records)
+    view.geometry = _plan(segment_bytes, block_bytes_min, sum(segments_per_arena), spill_records, remote_buckets)
     if <uint64_t>bytes_.shape[0] < view.geometry.control_bytes:
         raise ValueError(f"control region of {bytes_.shape[0]} bytes, {view.geometry.control_bytes} needed")
     if len(region_id) != 16:
@@ -595,11 +669,15 @@ cdef dict _header_dict(const Header* header):
         "sums_offset": header.sums_offset,
         "spill_offset": header.spill_offset,
         "spill_record_count": header.spill_record_count,
+        "remote_hosts_offset": header.remote_hosts_offset,
+        "remote_offset": header.remote_offset,
+        "remote_bucket_count": header.remote_bucket_count,
         "checksum": header.checksum,
         "segments_ready": load_acquire(header.segments_ready),
         "supervisor_pid": header.supervisor_pid,
         "supervisor_started_at_ns": header.supervisor_started_at_ns,
         "spill_usable": load_acquire(header.spill_usable),
+        "remote_usable": load_acquire(header.remote_usable),
         "access_clock": load_acquire(header.access_clock),
         "journal_head": load_acquire(header.journal_head),
         "freed_clock": load_acquire(header.freed_clock),
@@ -1020,6 +1098,32 @@ cdef class Region:
             count += 1
         return out[:count].copy()
 
+    def remote_hosts(self):
+        cdef View* view = self.mapped()
+        cdef RemoteHost* host
+        cdef uint32_t number
+        cdef bint usable
+        found = []
+        if view.geometry.remote_bucket_count == 0:
+            return found
+        for number in range(remote_host_count):
+            host = &view.remote_hosts().hosts[number]
+            usable = host_usable(view[0], number)
+            if not usable and host.heard_at_ns == 0:
+                continue
+            found.append({
+                "number": number,
+                "usable": usable,
+                "host_id": (<bytes>(<const char*>host.host_id)[:16]),
+                "incarnation": (<bytes>(<const char*>host.incarnation)[:16]),
+                "address": _text(host.address, min(host.address_bytes, 56)),
+                "sequence": host.sequence,
+                "events": host.events,
+                "hints": host.hints,
+                "heard_at_ns": host.heard_at_ns,
+            })
+        return found
+
     def tally(self):
         cdef View* view = self.mapped()
         cdef uint64_t state
@@ -1395,6 +1499,241 @@ cdef class SpillTable:
         with nogil:
             dropped = self.core.drop(file, first, end)
         return dropped
+
+    def keep_log(self, uint32_t size):
+        self.region.mapped()
+        self.core.keep_log(size)
+
+    def take_log(self):
+        cdef uint32_t size = self.core.log_count(), count = 0
+        cdef cbool lost = False
+        ops = np.zeros(size, dtype=np.uint8)
+        hashes = np.zeros(size, dtype=np.uint64)
+        cdef uint8_t[::1] ops_ = ops
+        cdef uint64_t[::1] hashes_ = hashes
+        self.region.mapped()
+        if size:
+            with nogil:
+                count = self.core.take_log(&ops_[0], &hashes_[0], size, lost)
+        return ops[:count], hashes[:count], lost
+
+
+# -- what other hosts hold, and what they are told of us -------------------------------------------------
+
+cdef uint32_t _host_number(object host) except? 0xFFFFFFFF:
+    if not 0 <= host < remote_host_count:
+        raise ValueError(f"hosts are numbered 0 to {remote_host_count - 1}, got {host}")
+    return <uint32_t>host
+
+
+cdef class RemoteTable:
+    cdef CRemoteTable* core
+    cdef Region region
+    cdef object user
+
+    def __cinit__(self, Region region):
+        self.region = region
+        self.core = new CRemoteTable(region.mapped_writable()[0])
+        self.user = _MappingUser(region)
+
+    def __dealloc__(self):
+        del self.core
+
+    def __len__(self):
+        self.region.mapped()
+        return self.core.size()
+
+    @property
+    def count(self):
+        return self.core.size()
+
+    @property
+    def capacity(self):
+        return self.core.capacity()
+
+    @property
+    def displaced(self):
+        return self.core.displaced()
+
+    def hints(self, host):
+        return self.core.hints(_host_number(host))
+
+    def clear(self):
+        self.region.mapped()
+        with nogil:
+            self.core.clear()
+
+    def set_usable(self, host, bint usable):
+        self.region.mapped()
+        self.core.set_usable(_host_number(host), usable)
+
+    def set_none_usable(self):
+        self.region.mapped()
+        self.core.set_none_usable()
+
+    def add(self, host, hashes, uint32_t tier=1):
+        cdef const uint64_t[::1] hashes_ = _words(hashes)
+        cdef uint32_t number = _host_number(host)
+        cdef uint64_t size = hashes_.shape[0], added = 0
+        self.region.mapped()
+        if not 1 <= tier <= 3:
+            raise ValueError(f"a tier is 1 (memory), 2 (SSD) or 3 (both), got {tier}")
+        if size:
+            with nogil:
+                added = self.core.add(number, &hashes_[0], size, tier)
+        return added
+
+    def remove(self, host, hashes, uint32_t tier=3):
+        cdef const uint64_t[::1] hashes_ = _words(hashes)
+        cdef uint32_t number = _host_number(host)
+        cdef uint64_t size = hashes_.shape[0], removed = 0
+        self.region.mapped()
+        if not 1 <= tier <= 3:
+            raise ValueError(f"a tier is 1 (memory), 2 (SSD) or 3 (both), got {tier}")
+        if size:
+            with nogil:
+                removed = self.core.remove(number, &hashes_[0], size, tier)
+        return removed
+
+    def apply(self, host, ops, hashes):
+        cdef const uint8_t[::1] ops_ = np.ascontiguousarray(ops, dtype=np.uint8).reshape(-1)
+        cdef const uint64_t[::1] hashes_ = _words(hashes)
+        cdef uint32_t number = _host_number(host)
+        cdef uint64_t size = hashes_.shape[0]
+        if ops_.shape[0] != hashes_.shape[0]:
+            raise ValueError(f"{ops_.shape[0]} operations, {hashes_.shape[0]} hashes")
+        self.region.mapped()
+        if size:
+            with nogil:
+                self.core.apply(number, &ops_[0], &hashes_[0], size)
+
+    def retire(self, host):
+        self.region.mapped()
+        self.core.retire(_host_number(host))
+
+    def begin_anew(self, host):
+        self.region.mapped()
+        self.core.begin_anew(_host_number(host))
+
+    def drop_retired(self):
+        cdef uint64_t dropped
+        self.region.mapped()
+        with nogil:
+            dropped = self.core.drop()
+        return dropped
+
+    def drop_host(self, host):
+        self.retire(host)
+        return self.drop_retired()
+
+    def find(self, hashes):
+        cdef const uint64_t[::1] hashes_ = _words(hashes)
+        cdef uint64_t size = hashes_.shape[0]
+        hosts = np.full((size, copies_max), 0xFFFF, dtype=np.uint16)
+        tiers = np.zeros((size, copies_max), dtype=np.uint8)
+        cdef uint16_t[:, ::1] hosts_ = hosts
+        cdef uint8_t[:, ::1] tiers_ = tiers
+        self.region.mapped()
+        if size:
+            with nogil:
+                self.core.find(&hashes_[0], size, &hosts_[0, 0], &tiers_[0, 0])
+        return hosts.view(np.int16), tiers
+
+    def describe(self, host, *, bytes host_id, bytes incarnation, str address, uint64_t sequence,
+                 uint64_t events, uint64_t heard_at_ns):
+        cdef RemoteLabels labels
+        cdef bytes text = address.encode()
+        if len(host_id) != 16 or len(incarnation) != 16:
+            raise ValueError(f"a host id and an incarnation have 16 bytes, got {len(host_id)} and {len(incarnation)}")
+        labels.host_id = <const uint8_t*>PyBytes_AS_STRING(host_id)
+        labels.incarnation = <const uint8_t*>PyBytes_AS_STRING(incarnation)
+        labels.address = PyBytes_AS_STRING(text)
+        labels.address_bytes = len(text)
+        labels.sequence = sequence
+        labels.events = events
+        labels.heard_at_ns = heard_at_ns
+        self.region.mapped()
+        self.core.describe(_host_number(host), labels)
+
+
+def remote_hashes(Region region, keys, namespace_id=None):
+    cdef View* view = region.mapped()
+    cdef const uint64_t[::1] handles
+    cdef uint64_t[::1] out_
+    cdef _Keys batch
+    cdef uint64_t seed = 0, state
+    cdef uint32_t i, record, id_, known = 0
+    cdef bint live = False
+    cdef Key key
+    if namespace_id is not None:
+        batch = _Keys(keys, namespace_id)
+        if not seed_of(view[0], namespace_id, seed):
+            raise ValueError(f"namespace {namespace_id:#x} is not registered in this arena")
+        out = np.zeros(batch.count, dtype=np.uint64)
+        out_ = out
+        for i in range(batch.count):
+            out_[i] = remote_hash(seed, batch.keys[i])
+        return out
+    handles = _words(keys)
+    out = np.zeros(handles.shape[0], dtype=np.uint64)
+    out_ = out
+    for i in range(<uint32_t>handles.shape[0]):
+        if not life_holds(view[0], handles[i]):
+            continue
+        record = <uint32_t>(handles[i] & (record_count_max - 1))
+        key = read_key(view.block(record))
+        id_ = <uint32_t>key.identity
+        if not live or id_ != known:
+            live = seed_of(view[0], id_, seed)
+            known = id_
+        if live and life_holds(view[0], handles[i]):
+            out_[i] = remote_hash(seed, key)
+    return out
+
+
+def remote_hashes_of(bytes fingerprint, keys):
+    cdef _Keys batch = _Keys(keys, 0)
+    cdef uint64_t seed
+    cdef uint32_t i
+    if len(fingerprint) != 32:
+        raise ValueError(f"a fingerprint is 32 bytes, got {len(fingerprint)}")
+    seed = remote_seed(<const uint8_t*>PyBytes_AS_STRING(fingerprint))
+    out = np.zeros(batch.count, dtype=np.uint64)
+    cdef uint64_t[::1] out_ = out
+    for i in range(batch.count):
+        out_[i] = remote_hash(seed, batch.keys[i])
+    return out
+
+
+def remote_events(Region region, uint64_t after, uint64_t settled, uint32_t limit):
+    cdef View* view = region.mapped()
+    cdef EventsRead read
+    if limit < 1:
+        raise ValueError("a limit is at least 1")
+    ops = np.zeros(limit, dtype=np.uint8)
+    hashes = np.zeros(limit, dtype=np.uint64)
+    cdef uint8_t[::1] ops_ = ops
+    cdef uint64_t[::1] hashes_ = hashes
+    cdef object keep = _MappingUser(region)
+    with nogil:
+        read = read_events(view[0], after, settled, limit, &ops_[0], &hashes_[0])
+    return read.last, read.overrun, read.torn, ops[:read.count], hashes[:read.count]
+
+
+def remote_holdings(Region region, uint32_t first, uint32_t end):
+    cdef View* view = region.mapped()
+    cdef uint32_t total = view.geometry.record_count + view.geometry.spill_record_count
+    cdef uint32_t last = min(end, total), count = 0
+    cdef uint32_t size = last - first if last > first else 0
+    hashes = np.zeros(size, dtype=np.uint64)
+    tiers = np.zeros(size, dtype=np.uint8)
+    cdef uint64_t[::1] hashes_ = hashes
+    cdef uint8_t[::1] tiers_ = tiers
+    cdef object keep = _MappingUser(region)
+    if size:
+        with nogil:
+            count = read_holdings(view[0], first, last, &hashes_[0], &tiers_[0])
+    return hashes[:count], tiers[:count]
 
 
 # -- copying -----------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ def check_same(config: ServeConfig, info: dict[str, Any]) -> None:
             _size(config, info),
             _place(config, info),
             _spill(config, info),
+            _remote(config, info),
         )
         if d
     ]
@@ -68,6 +69,7 @@ def _size(config: ServeConfig, info: dict[str, Any]) -> str | None:
             info["block_bytes_min"],
             len(info["arenas"]),
             info["spill_record_count"],
+            info["remote_bucket_count"],
         )
     except ConfigError:
         counts = ()
@@ -86,6 +88,17 @@ def _spill(config: ServeConfig, info: dict[str, Any]) -> str | None:
     if config.spill is None or asked == exists or (config.spill.records is None and exists):
         return None
     return f"it can list {exists} blocks on SSD, asked was --spill-records {asked}"
+
+
+def _remote(config: ServeConfig, info: dict[str, Any]) -> str | None:
+    """Room for hints of what other hosts hold was made at creation as well."""
+    asked, exists = config.remote_bucket_count, info["remote_bucket_count"]
+    if asked == exists or (config.remote_blocks is None and (exists or not asked)):
+        return None
+    return (
+        f"it has room for {exists * 32 // 5} hints of what other hosts hold, asked was --remote-blocks "
+        f"{asked * 32 // 5}"
+    )
 
 
 def _place(config: ServeConfig, info: dict[str, Any]) -> str | None:

@@ -16,8 +16,10 @@ import click
 
 from pegashm import __version__
 from pegashm.config import (
+    FABRICS,
     HUGE_PAGE_BYTES,
     SPILL_ADMISSIONS,
+    PeersConfig,
     ServeConfig,
     SpillConfig,
     parse_numa,
@@ -212,6 +214,13 @@ def main() -> None:
     help="Threads that fill memory. Default: one a processor, at most 8.",
 )
 @click.option(
+    "--remote-blocks",
+    type=int,
+    envvar="PEGASHM_REMOTE_BLOCKS",
+    show_envvar=True,
+    help="Of how many blocks on other hosts a hint can be kept; 10 bytes of memory each.",
+)
+@click.option(
     "--spill",
     multiple=True,
     envvar="PEGASHM_SPILL",
@@ -299,6 +308,45 @@ def main() -> None:
     help="... up to this one; 0: never.",
 )
 @click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    envvar="PEGASHM_LISTEN",
+    show_envvar=True,
+    help="Talk to other hosts, and listen for them there and on the next two ports.",
+)
+@click.option(
+    "--peers",
+    multiple=True,
+    envvar="PEGASHM_PEERS",
+    show_envvar=True,
+    metavar="MEMBERS",
+    help="Where other hosts are: HOST:PORT,HOST:PORT or dns://NAME:PORT or etcd://HOST:PORT/PREFIX. "
+    "Several may be given (in the variable: with spaces between them).",
+)
+@click.option(
+    "--keys",
+    envvar="PEGASHM_KEYS",
+    show_envvar=True,
+    metavar="DIR",
+    help="Folder with this host's keys and the list of hosts allowed: see `pegashm keys new`.",
+)
+@click.option(
+    "--fabric",
+    type=click.Choice(list(FABRICS)),
+    default="auto",
+    show_default=True,
+    envvar="PEGASHM_FABRIC",
+    show_envvar=True,
+    help="How payloads come from other hosts: by RDMA where both have it, else by TCP (auto), or only by one.",
+)
+@click.option(
+    "--advertise",
+    metavar="HOST:PORT",
+    envvar="PEGASHM_ADVERTISE",
+    show_envvar=True,
+    help="What etcd shall list as our address. Default: that of --listen.",
+)
+@click.option(
     "--log-json/--log-text",
     default=False,
     envvar="PEGASHM_LOG_JSON",
@@ -319,6 +367,7 @@ def serve(
     lock: bool,
     require_lock: bool,
     populate_threads: int | None,
+    remote_blocks: int | None,
     spill: tuple[str, ...],
     spill_size: int | None,
     spill_records: int | None,
@@ -329,6 +378,11 @@ def serve(
     spill_backlog_seconds: float,
     evict_low: float,
     evict_high: float,
+    listen: str | None,
+    peers: tuple[str, ...],
+    keys: str | None,
+    fabric: str,
+    advertise: str | None,
     log_json: bool,
 ) -> None:
     """Create an arena, or re-adopt the one that is there, and look after it.
@@ -339,6 +393,7 @@ def serve(
       pegashm serve --name kv0 --size 512G --hugepages 1G --numa 0,1
       pegashm serve --name kv0 --size 64G --directory /mnt/kv --group llm
       pegashm serve --name kv0 --size 64G --spill /ssd0/kv0.spill --spill /ssd1/kv0.spill --spill-size 1T
+      pegashm serve --name kv0 --size 64G --listen 10.0.0.7:7420 --peers dns://kv.example:7420 --keys /etc/pegashm/keys
       PEGASHM_NAME=kv0 PEGASHM_SIZE=64G pegashm serve
       pegashm serve --config /etc/pegashm/kv0.toml
 
@@ -348,6 +403,9 @@ def serve(
 
     With --spill, blocks are on SSD as well: what memory has no room for is found there, and what is there
     outlives a reboot. A process of its own does this, started and watched by this one.
+
+    With --listen, blocks that other hosts have in memory or on SSD are found and fetched, and ours served to
+    them; the same process does it. Where they are is said by --peers, who is allowed by --keys.
 
     Each option is taken from the command line, else from its environment variable, else from the
     --config file. Flags as variables are 1 or 0.
@@ -365,6 +423,7 @@ def serve(
         lock=lock,
         require_lock=require_lock,
         populate_threads=populate_threads,
+        remote_blocks=remote_blocks,
         spill=_spill_config(
             spill,
             spill_size,
@@ -377,6 +436,7 @@ def serve(
             low=evict_low,
             high=evict_high,
         ),
+        peers=_peers_config(listen, peers, keys=keys, fabric=fabric, advertise=advertise),
     )
     from pegashm import logs, supervisor
 
@@ -397,6 +457,87 @@ def _spill_config(
             "--spill needs --spill-size: how large each file may become, for example 1T"
         )
     return SpillConfig(paths=paths, file_bytes=file_bytes, **options)
+
+
+def _peers_config(
+    listen: str | None, members: tuple[str, ...], *, keys: str | None, **options: Any
+) -> PeersConfig | None:
+    """None without --listen."""
+    if listen is None:
+        if members or keys is not None or options["advertise"] is not None:
+            raise ConfigError("--peers, --keys and --advertise need --listen HOST:PORT")
+        return None
+    split = tuple(part for member in members for part in member.split(",") if part)
+    return PeersConfig(listen=listen, members=split, keys=keys, **options)
+
+
+@main.group(context_settings=_CONTEXT)
+def keys() -> None:
+    """Make and show the keys by which hosts know each other.
+
+    \b
+    On each host:
+      pegashm keys new /etc/pegashm/keys      make them, once; prints the public key
+      pegashm keys show /etc/pegashm/keys     print it again, and who is allowed
+    and list the public keys of the others in /etc/pegashm/keys/allowed, one a line.
+    """
+
+
+@keys.command(name="new", context_settings=_CONTEXT)
+@click.argument("folder", metavar="DIR")
+@_clear_errors
+def keys_new(folder: str) -> None:
+    """Make this host's keys in DIR; never overwrites any."""
+    from pegashm.peers.keys import make_keys
+
+    click.echo(make_keys(folder).public.decode())
+
+
+@keys.command(name="show", context_settings=_CONTEXT)
+@click.argument("folder", metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_clear_errors
+def keys_show(folder: str, as_json: bool) -> None:
+    """Print this host's public key and the hosts it allows. The secret is never printed."""
+    from pegashm.peers.keys import Keys
+
+    found = Keys.load(folder)
+    public = found.pair.public.decode()
+    allowed = [(entry.public.decode(), entry.hosts) for entry in found.allowed.entries]
+    if as_json:
+        click.echo(json.dumps({"public": public, "allowed": dict(allowed)}))
+        return
+    click.echo(public)
+    for key, hosts in allowed:
+        click.echo(f"allowed: {key} {' '.join(hosts)}".rstrip())
+    if not allowed:
+        click.echo(f"nobody is allowed: list public keys in {found.allowed.path}", err=True)
+
+
+@main.command(context_settings=_CONTEXT)
+@_config_option
+@click.option(
+    "--name",
+    envvar=["PEGASHM_NAME", "PEGASHM_ARENA"],
+    show_envvar=True,
+    required=True,
+    metavar="NAME",
+    help="Name of the arena; an engine's own variable will do.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_clear_errors
+def peers(name: str, as_json: bool) -> None:
+    """Show the other hosts that an arena's transport worker knows, and how fetches from them go.
+
+    \b
+    Exit status: 0 the worker is at work, 1 it is not (what it said last is shown), 2 no such arena, or
+    it was started without --listen.
+    """
+    from pegashm.peers.report import read_peers
+
+    report = read_peers(name)
+    click.echo(json.dumps(report.as_dict()) if as_json else "\n".join(report.lines()))
+    sys.exit(report.exit_status)
 
 
 @main.command(context_settings=_CONTEXT)

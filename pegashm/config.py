@@ -21,10 +21,13 @@ else:
     import tomli as tomllib
 
 __all__ = [
+    "FABRICS",
     "HUGE_PAGE_BYTES",
     "NUMA_AUTO",
     "NUMA_NONE",
+    "REMOTE_BLOCKS_DEFAULT",
     "SPILL_ADMISSIONS",
+    "PeersConfig",
     "ServeConfig",
     "SpillConfig",
     "parse_numa",
@@ -35,6 +38,7 @@ HUGE_PAGE_BYTES: Final = {"2M": 2 * MIB, "1G": GIB}
 NUMA_AUTO: Final = "auto"
 NUMA_NONE: Final = "none"
 SPILL_ADMISSIONS: Final = ("all", "second-touch", "evicted")
+FABRICS: Final = ("auto", "tcp", "verbs")
 _ARENA_COUNT_MAX: Final = 16
 _BLOCK_BYTES_STEP: Final = 4 * KIB
 _SEGMENT_BYTES_MAX: Final = 64 * GIB
@@ -42,6 +46,9 @@ _SPILL_BYTES_A_RECORD: Final = 256 * KIB
 _SPILL_RECORDS_LEAST: Final = 4096
 _SPILL_FILES_MAX: Final = 64
 _SPILL_BYTES_LEAST: Final = 16 * MIB
+REMOTE_BLOCKS_DEFAULT: Final = 1_000_000
+_REMOTE_BLOCKS_MAX: Final = 1 << 30
+_HINTS_A_BUCKET: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +117,44 @@ class SpillConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeersConfig:
+    """Other hosts: where we listen for them, where they are, who is allowed, and how payloads move.
+
+    `advertise`: the address that others reach us at (None: `listen`). `keys`: a folder made by `pegashm keys new`.
+    """
+
+    listen: str
+    members: tuple[str, ...] = ()
+    keys: str | None = None
+    fabric: str = "auto"
+    advertise: str | None = None
+
+    def __post_init__(self) -> None:
+        from pegashm.peers.addresses import parse_address
+        from pegashm.peers.membership import check_members
+
+        listen = parse_address(self.listen, "--listen")
+        check_members(self.members)
+        if self.fabric not in FABRICS:
+            raise ConfigError(f"--fabric must be one of {', '.join(FABRICS)}, got {self.fabric!r}")
+        if self.keys is not None and not os.path.isabs(self.keys):
+            raise ConfigError(f"--keys must be the absolute path of a folder, got {self.keys!r}")
+        if self.keys is None and not listen.is_loopback:
+            raise ConfigError(
+                f"--listen {self.listen} can be reached from other machines, so that keys are needed: type `pegashm "
+                "keys new /etc/pegashm/keys` on each host, list each other's public keys in /etc/pegashm/keys/allowed, "
+                "and add --keys /etc/pegashm/keys. (Only 127.0.0.1 may go without.)"
+            )
+        if self.advertise is not None:
+            parse_address(self.advertise, "--advertise")
+        elif listen.is_any and any(member.startswith("etcd://") for member in self.members):
+            raise ConfigError(
+                f"--listen {self.listen} is no address that others can connect to, and etcd has to list one: add "
+                "--advertise HOST:PORT"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
     """One arena and how to look after it. None: choose well, or accept what an existing arena has."""
 
@@ -126,6 +171,8 @@ class ServeConfig:
     require_lock: bool = False
     populate_threads: int | None = None
     spill: SpillConfig | None = None
+    remote_blocks: int | None = None
+    peers: PeersConfig | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -145,12 +192,23 @@ class ServeConfig:
             raise ConfigError("--require-lock and --no-lock contradict each other")
         if self.populate_threads is not None and self.populate_threads < 1:
             raise ConfigError(f"--populate-threads must be at least 1, got {self.populate_threads}")
+        if self.remote_blocks is not None and not 0 <= self.remote_blocks <= _REMOTE_BLOCKS_MAX:
+            raise ConfigError(
+                f"--remote-blocks must be from 0 to {_REMOTE_BLOCKS_MAX}, got {self.remote_blocks}"
+            )
         self._check_numa()
         self._check_shape()
 
     @property
     def spill_record_count(self) -> int:
         return 0 if self.spill is None else self.spill.record_count
+
+    @property
+    def remote_bucket_count(self) -> int:
+        """Buckets for the hints of other hosts: so many that they are four fifths full with --remote-blocks."""
+        default = REMOTE_BLOCKS_DEFAULT if self.peers is not None else 0
+        blocks = default if self.remote_blocks is None else self.remote_blocks
+        return -(-blocks * 5 // (4 * _HINTS_A_BUCKET))
 
     def _check_numa(self) -> None:
         if isinstance(self.numa, str):

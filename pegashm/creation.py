@@ -347,6 +347,7 @@ def _make_control(name: str, layout: Layout, *, gid: int | None) -> None:
                 page_bytes=layout.place.page_bytes,
                 created_at_ns=time.time_ns(),
                 spill_records=layout.plan["spill_record_count"],
+                remote_buckets=layout.plan["remote_bucket_count"],
             )
     finally:
         os.close(control)

@@ -74,6 +74,8 @@ INVARIANTS: Final = _rows(
         "freed; the block is on SSD still, and listed when the transport worker starts",
     ),
     (29, "checksums", "damage", "evicted"),
+    (30, "remote hint", "damage", "erased"),
+    (31, "remote summary", "drift", "written again"),
 )
 
 
@@ -105,6 +107,10 @@ def _journal(where: int, subject: Subject) -> str:
 
 def _entry(where: int, _: Subject) -> str:
     return f"index bucket {where // 8}, entry {where % 8}"
+
+
+def _hint(where: int, _: Subject) -> str:
+    return f"bucket {where // 8} of remote hints, entry {where % 8}"
 
 
 def _numbered(what: str) -> _Place:
@@ -186,5 +192,10 @@ _WORDS: Final[dict[int, tuple[_Place, _Words]]] = {
     29: (
         _record,
         lambda s, e, _: f"parts 0x{s:016x} and checksums do not fit its {e} bytes or each other",
+    ),
+    30: (_hint, lambda s, _, __: f"0x{s:016x} names no tier"),
+    31: (
+        lambda _, __: "header, remote_usable",
+        lambda s, e, _: f"is 0x{s:016x}, the hosts' bits say 0x{e:016x}",
     ),
 }

@@ -66,8 +66,10 @@ def plan_layout(config: ServeConfig) -> Layout:
     nodes = choose_nodes(config)
     segment_bytes = _segment_bytes(config, place, len(nodes))
     block_bytes_min = config.block_bytes_min or _block_bytes_min(config.size_bytes, segment_bytes)
-    spilled = config.spill_record_count
-    counts = plan_segments(config.size_bytes, segment_bytes, block_bytes_min, len(nodes), spilled)
+    spilled, remote = config.spill_record_count, config.remote_bucket_count
+    counts = plan_segments(
+        config.size_bytes, segment_bytes, block_bytes_min, len(nodes), spilled, remote
+    )
     token = "" if place.directory == SHM_DIRECTORY else secrets.token_hex(8)
     return Layout(
         place=place,
@@ -78,7 +80,7 @@ def plan_layout(config: ServeConfig) -> Layout:
         paths=tuple(
             _path(config.name, place.directory, arena, token) for arena in range(len(nodes))
         ),
-        plan=_plan(segment_bytes, block_bytes_min, counts, spilled),
+        plan=_plan(segment_bytes, block_bytes_min, counts, spilled, remote),
     )
 
 
@@ -88,18 +90,21 @@ def plan_segments(
     block_bytes_min: int,
     arena_count: int,
     spill_records: int = 0,
+    remote_buckets: int = 0,
 ) -> tuple[int, ...]:
     """Segments of each arena so that all of it, control region included, fits in `size_bytes`."""
     count = size_bytes // segment_bytes
     while count >= arena_count:
         counts = _split(count, arena_count)
-        plan = _plan(segment_bytes, block_bytes_min, counts, spill_records)
+        plan = _plan(segment_bytes, block_bytes_min, counts, spill_records, remote_buckets)
         excess = plan["payload_bytes"] + plan["control_bytes"] - size_bytes
         if excess <= 0:
             return counts
         # At least one fewer; far too many only when the control region alone is huge.
         count -= max(1, excess // (2 * segment_bytes))
-    needed = _plan(segment_bytes, block_bytes_min, (1,) * arena_count, spill_records)
+    needed = _plan(
+        segment_bytes, block_bytes_min, (1,) * arena_count, spill_records, remote_buckets
+    )
     raise ConfigError(
         f"--size {format_bytes(size_bytes)} is too small: {arena_count} arena(s) with one segment of "
         f"{format_bytes(segment_bytes)} each and the control region take "
@@ -173,7 +178,11 @@ def _block_bytes_min(size_bytes: int, segment_bytes: int) -> int:
 
 
 def _plan(
-    segment_bytes: int, block_bytes_min: int, counts: Sequence[int], spill_records: int
+    segment_bytes: int,
+    block_bytes_min: int,
+    counts: Sequence[int],
+    spill_records: int,
+    remote_buckets: int,
 ) -> "FormatPlan":
     try:
         return plan_region(
@@ -181,6 +190,7 @@ def _plan(
             block_bytes_min=block_bytes_min,
             segments_per_arena=counts,
             spill_records=spill_records,
+            remote_buckets=remote_buckets,
         )
     except ValueError as error:
         raise ConfigError(

@@ -37,6 +37,7 @@ class Shape:
     segments_per_arena: tuple[int, ...] = (4,)
     segments_ready: int | None = None  # None: all
     spill_records: int = 0
+    remote_buckets: int = 0  # of eight hints
 
     @property
     def payload_bytes(self) -> int:
@@ -59,6 +60,7 @@ def make_arena(shape: Shape, name: str | None = None) -> str:
             block_bytes_min=shape.block_bytes_min,
             segments_per_arena=shape.segments_per_arena,
             spill_records=shape.spill_records,
+            remote_buckets=shape.remote_buckets,
         ),
     )
     lock_fd = lock_control(name)

@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "client.hpp"
+#include "remote_table.hpp"
 #include "spill.hpp"
 
 namespace pegashm {
@@ -45,8 +46,10 @@ enum class Invariant : uint32_t {
   namespace_limits = 27,
   spill_record = 28,
   sum_layout = 29,
+  remote_hint = 30,
+  remote_usable = 31,
 };
-inline constexpr uint32_t invariant_count = 30;
+inline constexpr uint32_t invariant_count = 32;
 
 struct Finding {
   uint32_t invariant;
@@ -212,6 +215,7 @@ class Audit {
     audit_counters();
     audit_journal();
     for (uint32_t index = 0; index < view_.geometry.spill_record_count; ++index) audit_spill(index);
+    if (view_.geometry.remote_bucket_count != 0) audit_remote();
   }
 
  private:
@@ -513,13 +517,33 @@ class Audit {
     return false;
   }
 
+  // -- hints of other hosts -----------------------------------------------------------------------------
+
+  void audit_remote() noexcept {
+    for (uint32_t host = 0; host < remote_host_count; ++host) {
+      const RemoteHost& record = view_.remote_hosts().hosts[host];
+      audit_reserved(&record.reserved_68, sizeof record.reserved_68);
+    }
+    const uint64_t summary = load_acquire(view_.header().remote_usable);
+    if (at_rest_ && summary != remote_summary(view_)) {
+      report(Invariant::remote_usable, 0, summary, remote_summary(view_));
+    }
+    for (uint64_t bucket = 0; bucket < view_.geometry.remote_bucket_count; ++bucket) {
+      for (uint32_t i = 0; i < entries_per_bucket; ++i) {
+        const uint64_t entry = load_acquire(view_.remote_bucket(bucket).entries[i]);
+        if (entry != 0 && remote_entry_tier(entry) == 0) {
+          report(Invariant::remote_hint, bucket * entries_per_bucket + i, entry);
+        }
+      }
+    }
+  }
+
   // -- tables -------------------------------------------------------------------------------------------
 
   void audit_header() noexcept {
     const Header& header = view_.header();
     audit_reserved(&header.reserved_220, sizeof header.reserved_220);
-    audit_reserved(header.reserved_232, sizeof header.reserved_232);
-    audit_reserved(header.reserved_288, sizeof header.reserved_288);
+    audit_reserved(header.reserved_296, sizeof header.reserved_296);
     audit_reserved(header.reserved_328, sizeof header.reserved_328);
     audit_reserved(header.reserved_392, sizeof header.reserved_392);
     audit_reserved(header.reserved_456, sizeof header.reserved_456);

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <mutex>
 
+#include "remote.hpp"
 #include "room.hpp"
 
 namespace pegashm {
@@ -35,13 +36,14 @@ class Client {
     retired_ = true;
   }
 
-  // Finds `keys`; with `prefix` stops after the first that is neither ok nor spilled. Returns how many were
-  // judged.
+  // Finds `keys`; with `prefix` stops after the first that nobody has: neither ok nor spilled nor remote.
+  // Returns how many were judged.
   uint32_t find(const Key* keys, uint32_t size, bool pin, bool prefix, uint64_t* handles,
                 Outcome* outcomes) noexcept {
     const std::lock_guard guard(mutex_);
     constexpr uint32_t ahead = 16;
     Tally tally;
+    RemoteLookup remote(view_);
     for (uint32_t base = 0; base < size; base += ahead) {
       Buckets buckets[ahead];
       const uint32_t lot = std::min(ahead, size - base);
@@ -50,7 +52,12 @@ class Client {
         prefetch_buckets(view_, buckets[i]);
       }
       bool listed[ahead];
-      for (uint32_t i = 0; i < lot; ++i) listed[i] = prefetch_record(view_, buckets[i]);
+      RemoteBuckets hints[ahead];
+      bool begun[ahead] = {};
+      for (uint32_t i = 0; i < lot; ++i) {
+        listed[i] = prefetch_record(view_, buckets[i]);
+        if (!listed[i] && remote.on()) begun[i] = remote.begin(keys[base + i], hints[i]);
+      }
       for (uint32_t i = 0; i < lot; ++i) {
         const Found found = listed[i] ? find_key(view_, keys[base + i], buckets[i]) : Found{};
         Outcome outcome = found.handle == 0 ? Outcome::missing
@@ -59,10 +66,15 @@ class Client {
         if (outcome == Outcome::ok && pin && !add_pin(found.handle)) outcome = Outcome::missing;
         // On its way into memory (or stored anew) while it is on SSD: whoever asks the worker waits for it.
         if (outcome != Outcome::ok && found.spilled) outcome = Outcome::spilled;
+        if (outcome != Outcome::ok && outcome != Outcome::spilled && remote.on() &&
+            (begun[i] || remote.begin(keys[base + i], hints[i])) && is_remote(view_, hints[i])) {
+          outcome = Outcome::remote;
+        }
         handles[base + i] = outcome == Outcome::ok ? found.handle : 0;
         outcomes[base + i] = outcome;
         tally.add(outcome);
-        if (prefix && outcome != Outcome::ok && outcome != Outcome::spilled) {
+        if (prefix && outcome != Outcome::ok && outcome != Outcome::spilled &&
+            outcome != Outcome::remote) {
           count_find(tally);
           return tally.judged;
         }
@@ -254,12 +266,13 @@ class Client {
 
  private:
   struct Tally {
-    uint32_t judged = 0, hits = 0, pending = 0, spilled = 0;
+    uint32_t judged = 0, hits = 0, pending = 0, spilled = 0, remote = 0;
     void add(Outcome outcome) noexcept {
       ++judged;
       hits += outcome == Outcome::ok ? 1u : 0u;
       pending += outcome == Outcome::pending ? 1u : 0u;
       spilled += outcome == Outcome::spilled ? 1u : 0u;
+      remote += outcome == Outcome::remote ? 1u : 0u;
     }
   };
 
@@ -300,6 +313,7 @@ class Client {
     count(view_, Counter::misses, tally.judged - tally.hits);
     count(view_, Counter::misses_pending, tally.pending);
     count(view_, Counter::misses_spilled, tally.spilled);
+    count(view_, Counter::misses_remote, tally.remote);
   }
 
   // Whether all writers of a claimed block have copied their part. Pending: one may still be writing, so

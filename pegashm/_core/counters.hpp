@@ -16,6 +16,7 @@ enum class Counter : uint32_t {
   misses,  // keys not found
   misses_pending,  // of those: claimed by somebody, not published yet
   misses_spilled,  // of those: on SSD, to be promoted
+  misses_remote,  // of those: another host has it, to be fetched
   claims,  // blocks claimed
   claims_existing,  // claims refused: there already, or being written
   claims_no_space,  // claims refused: nothing free, nothing evictable
@@ -48,6 +49,23 @@ enum class Counter : uint32_t {
   spill_payload_bytes,  // payload bytes written to SSD
   spill_file_bytes,  // bytes written to SSD in all
   spill_bytes_read,  // payload bytes read from SSD
+  remote_fetched,  // blocks fetched from other hosts
+  remote_missing,  // fetches not done: no host that we know of has the block any more
+  remote_refused,  // fetches not done: overloaded, no host to ask, or no space in memory
+  remote_failed,  // fetches not done: the connection or the peer failed
+  remote_late,  // fetches not done: the deadline passed
+  remote_damaged,  // fetches not done: other bytes than were stored
+  remote_bytes_fetched,  // payload bytes fetched
+  remote_served,  // blocks pinned here for other hosts
+  remote_serve_refused,  // blocks asked for by other hosts and not pinned: missing, or too much at once
+  remote_bytes_served,  // payload bytes of blocks pinned here for other hosts
+  remote_leases_expired,  // pins of other hosts that they did not give back in time
+  remote_events_sent,  // changes told to other hosts
+  remote_events_received,  // changes told by other hosts
+  remote_snapshots_sent,  // times that all we hold was told
+  remote_snapshots_received,  // times that all a host holds was asked for, and came
+  remote_messages_bad,  // messages of other hosts that were none, or not theirs to send
+  remote_hints_displaced,  // hints that had to make room for others
   count_,
 };
 
@@ -57,6 +75,7 @@ inline constexpr const char* counter_keys[] = {
     "misses",
     "misses_pending",
     "misses_spilled",
+    "misses_remote",
     "claims",
     "claims_existing",
     "claims_no_space",
@@ -89,6 +108,23 @@ inline constexpr const char* counter_keys[] = {
     "spill_payload_bytes",
     "spill_file_bytes",
     "spill_bytes_read",
+    "remote_fetched",
+    "remote_missing",
+    "remote_refused",
+    "remote_failed",
+    "remote_late",
+    "remote_damaged",
+    "remote_bytes_fetched",
+    "remote_served",
+    "remote_serve_refused",
+    "remote_bytes_served",
+    "remote_leases_expired",
+    "remote_events_sent",
+    "remote_events_received",
+    "remote_snapshots_sent",
+    "remote_snapshots_received",
+    "remote_messages_bad",
+    "remote_hints_displaced",
 };
 static_assert(sizeof counter_keys / sizeof *counter_keys == static_cast<uint32_t>(Counter::count_));
 static_assert(static_cast<uint32_t>(Counter::count_) <= counter_count);

@@ -104,7 +104,14 @@ namespace pegashm {
   point(420, spill_record_freed, 42, "spill record free, its entry still there")              \
   point(421, spill_entry_erased, 42, "its entry erased")                                      \
   point(430, spill_unusable, 43, "no file counts")                                            \
-  point(431, spill_usable_written, 43, "other files count")
+  point(431, spill_usable_written, 43, "other files count")                                   \
+  point(440, remote_hint_written, 44, "a hint of another host written or changed")            \
+  point(441, remote_hint_erased, 44, "a hint erased")                                         \
+  point(442, remote_labels_written, 44, "what tools show of a host written")                  \
+  point(450, remote_unusable, 45, "no host counts, their bits still there")                   \
+  point(451, remote_bits_cleared, 45, "no host's bit is on")                                  \
+  point(452, remote_bit_written, 45, "a host's bit written, the summary not")                 \
+  point(453, remote_summary_written, 45, "the summary written")
 // clang-format on
 
 enum class CrashPoint : uint16_t {

@@ -53,6 +53,9 @@ inline void write_header(Header& header, const Geometry& geometry) noexcept {
   header.journal_offset = geometry.journal_offset;
   header.spill_offset = geometry.spill_offset;
   header.spill_record_count = geometry.spill_record_count;
+  header.remote_hosts_offset = geometry.remote_hosts_offset;
+  header.remote_offset = geometry.remote_offset;
+  header.remote_bucket_count = geometry.remote_bucket_count;
 }
 
 // Over all that the creator writes once: bytes [16, checksum) and the arenas. Finds damage, not malice.
@@ -103,7 +106,7 @@ inline HeaderFault check(const Header& header, uint64_t file_bytes, Geometry& ou
   Header copy;
   std::memcpy(&copy, &header, sizeof copy);  // judge one copy: another process may be writing
   if (!plan_geometry(copy.segment_bytes, copy.block_bytes_min, copy.segment_count, out,
-                     copy.spill_record_count)) {
+                     copy.spill_record_count, copy.remote_bucket_count)) {
     return HeaderFault::inconsistent;
   }
   if (copy.checksum != header_checksum(copy)) return HeaderFault::inconsistent;

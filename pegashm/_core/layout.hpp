@@ -31,6 +31,9 @@ inline constexpr uint32_t key_words = key_bytes_max / 8;
 inline constexpr uint32_t sum_count = 8;  // parts of a block that can have a checksum
 inline constexpr uint32_t spill_file_count = 64;
 inline constexpr uint64_t index_hash_version = 2;  // of buckets_of(): part of the format
+inline constexpr uint64_t remote_hash_version = 1;  // of remote_hash(): hosts tell it to each other
+inline constexpr uint32_t remote_host_count = 4096;  // a hint has 12 bits for it
+inline constexpr uint64_t remote_bucket_count_max = uint64_t{1} << 28;
 
 struct ArenaEntry {
   uint64_t bytes;
@@ -73,13 +76,16 @@ struct Header {
   uint64_t spill_offset;
   uint32_t spill_record_count;
   uint32_t reserved_220;
+  uint64_t remote_hosts_offset;
+  uint64_t remote_offset;
+  uint64_t remote_bucket_count;
   uint64_t checksum;
-  uint8_t reserved_232[24];
   uint64_t segments_ready;
   uint64_t supervisor_pid;
   uint64_t supervisor_started_at_ns;
   uint64_t spill_usable;
-  uint8_t reserved_288[32];
+  uint64_t remote_usable;
+  uint8_t reserved_296[24];
   uint64_t access_clock;
   uint8_t reserved_328[56];
   uint64_t journal_head;
@@ -97,7 +103,9 @@ struct Header {
 static_assert(sizeof(Header) == 4096 && std::has_unique_object_representations_v<Header>);
 static_assert(offsetof(Header, region_id) == 24 && offsetof(Header, segment_count) == 80);
 static_assert(offsetof(Header, namespaces_offset) == 112 && offsetof(Header, page_bytes) == 192);
-static_assert(offsetof(Header, spill_offset) == 208 && offsetof(Header, checksum) == 224);
+static_assert(offsetof(Header, spill_offset) == 208 && offsetof(Header, checksum) == 248);
+static_assert(offsetof(Header, remote_hosts_offset) == 224 &&
+              offsetof(Header, remote_usable) == 288);
 static_assert(offsetof(Header, segments_ready) == 256 && offsetof(Header, access_clock) == 320);
 static_assert(offsetof(Header, journal_head) == 384 && offsetof(Header, freed_clock) == 448);
 static_assert(offsetof(Header, spill_usable) == 280 && offsetof(Header, arenas) == 512);
@@ -193,6 +201,33 @@ struct Bucket {
 };
 static_assert(sizeof(Bucket) == cache_line_bytes);
 
+// What tools show of another host; labels all, written by the transport worker.
+struct RemoteHost {
+  uint8_t host_id[16];
+  uint8_t incarnation[16];
+  uint64_t sequence;  // of its stream, as far as it was heard
+  uint64_t events;  // applied since it was found
+  uint64_t hints;  // of it in the table
+  uint64_t heard_at_ns;
+  uint32_t address_bytes;
+  uint32_t reserved_68;
+  char address[56];
+};
+static_assert(sizeof(RemoteHost) == 2 * cache_line_bytes && offsetof(RemoteHost, address) == 72);
+
+// Which of them lookups may count on: bit h of these words; then what tools show of each.
+struct RemoteHosts {
+  uint64_t usable[remote_host_count / 64];
+  RemoteHost hosts[remote_host_count];
+};
+static_assert(sizeof(RemoteHosts) == 512 + 128 * remote_host_count);
+
+// Hints of what they hold. Entry: host:12 | tiers:2 << 12 | fingerprint:50 << 14, 0 = empty.
+struct RemoteBucket {
+  uint64_t entries[entries_per_bucket];
+};
+static_assert(sizeof(RemoteBucket) == cache_line_bytes);
+
 struct JournalEntry {
   uint64_t sequence;
   uint64_t what;  // event:8 | key_bytes:8 << 8 | group:16 << 16 | namespace_id:32 << 32
@@ -252,6 +287,9 @@ constexpr uint64_t compute_layout_signature() noexcept {
                                uint64_t{sizeof(Sums)},
                                uint64_t{sizeof(SpillRecord)},
                                uint64_t{sizeof(Bucket)},
+                               remote_hash_version,
+                               uint64_t{sizeof(RemoteHosts)},
+                               uint64_t{sizeof(RemoteBucket)},
                                uint64_t{sizeof(JournalEntry)},
                                uint64_t{offsetof(Block, identity)},
                                uint64_t{offsetof(Block, pins)},
@@ -259,9 +297,11 @@ constexpr uint64_t compute_layout_signature() noexcept {
                                uint64_t{offsetof(Block, sum_layout)},
                                uint64_t{offsetof(Header, sums_offset)},
                                uint64_t{offsetof(Header, spill_offset)},
+                               uint64_t{offsetof(Header, remote_hosts_offset)},
                                uint64_t{offsetof(Header, checksum)},
                                uint64_t{offsetof(Header, segments_ready)},
                                uint64_t{offsetof(Header, spill_usable)},
+                               uint64_t{offsetof(Header, remote_usable)},
                                uint64_t{offsetof(Header, access_clock)},
                                uint64_t{offsetof(Header, journal_head)},
                                uint64_t{offsetof(Header, freed_clock)},
@@ -293,6 +333,9 @@ struct Geometry {
   uint64_t buckets_offset;
   uint64_t journal_offset;
   uint64_t spill_offset;
+  uint64_t remote_hosts_offset;
+  uint64_t remote_offset;
+  uint64_t remote_bucket_count;
   uint64_t control_bytes;
   uint32_t segment_count;
   uint32_t records_per_segment;
@@ -308,12 +351,14 @@ constexpr uint64_t power_of_two_at_least(uint64_t value) noexcept {
 
 // Derives everything from four numbers. False when the format cannot hold such a region.
 inline bool plan_geometry(uint64_t segment_bytes, uint64_t block_bytes_min, uint64_t segment_count,
-                          Geometry& out, uint64_t spill_record_count = 0) noexcept {
+                          Geometry& out, uint64_t spill_record_count = 0,
+                          uint64_t remote_bucket_count = 0) noexcept {
   constexpr uint64_t segment_bytes_max = uint64_t{1} << 36;  // stride_pages has 24 bits
   if (segment_bytes == 0 || segment_bytes % page_bytes_small != 0 ||
       segment_bytes > segment_bytes_max || block_bytes_min == 0 ||
       block_bytes_min % page_bytes_small != 0 || block_bytes_min > segment_bytes ||
-      segment_count == 0 || segment_count > record_count_max / 64) {
+      segment_count == 0 || segment_count > record_count_max / 64 ||
+      remote_bucket_count > remote_bucket_count_max) {
     return false;
   }
   const uint64_t records_per_segment = round_up(segment_bytes / block_bytes_min, 64);
@@ -356,6 +401,9 @@ inline bool plan_geometry(uint64_t segment_bytes, uint64_t block_bytes_min, uint
   out.buckets_offset = place(sizeof(Bucket) * out.bucket_count);
   out.journal_offset = place(sizeof(JournalEntry) * out.journal_entry_count);
   out.spill_offset = place(sizeof(SpillRecord) * spill_record_count);
+  out.remote_hosts_offset = place(remote_bucket_count == 0 ? 0 : sizeof(RemoteHosts));
+  out.remote_offset = place(sizeof(RemoteBucket) * remote_bucket_count);
+  out.remote_bucket_count = remote_bucket_count;
   out.control_bytes = end;
   return true;
 }

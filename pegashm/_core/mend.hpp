@@ -66,6 +66,14 @@ class Mender {
         return below(geometry.spill_record_count) &&
                replace(view_.spill(static_cast<uint32_t>(where)).state, finding.seen,
                        spill_state(false, 0, block_generation(finding.seen)));
+      case Invariant::remote_hint:
+        return below(geometry.remote_bucket_count * entries_per_bucket) &&
+               replace(view_.remote_bucket(where / entries_per_bucket)
+                           .entries[where % entries_per_bucket],
+                       finding.seen, 0);
+      case Invariant::remote_usable:
+        return geometry.remote_bucket_count != 0 &&
+               replace(view_.header().remote_usable, finding.seen, remote_summary(view_));
       case Invariant::resident_bytes:
       case Invariant::touched:
       case Invariant::free_bit:

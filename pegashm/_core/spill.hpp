@@ -6,12 +6,14 @@
 // state is stored, then its index entry; taking it out goes the other way round. Death rows 40 to 42.
 #pragma once
 
+#include <algorithm>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
 
 #include "crash.hpp"
 #include "index.hpp"
+#include "remote_table.hpp"
 
 namespace pegashm {
 
@@ -118,9 +120,37 @@ class SpillTable {
       return none;
     }
     crash_point(CrashPoint::spill_entry_inserted);
+    log(RemoteOp::spilled, block.key);
     link(index, place_of(block.file, block.file_offset));
     --free_count_;
     return index;
+  }
+
+  // From now on each change is kept for take_log(), up to `size` of them. Throws bad_alloc.
+  void keep_log(uint32_t size) {
+    const std::lock_guard guard(mutex_);
+    log_ops_.resize(size);
+    log_hashes_.resize(size);
+    log_count_ = 0;
+    log_lost_ = false;
+  }
+  // The oldest changes that were not taken yet, as other hosts are told, at most `room`. `lost`: there were more
+  // than are kept.
+  uint32_t take_log(uint8_t* ops, uint64_t* hashes, uint32_t room, bool& lost) noexcept {
+    const std::lock_guard guard(mutex_);
+    const uint32_t count = std::min(log_count_, room);
+    std::copy_n(log_ops_.data(), count, ops);
+    std::copy_n(log_hashes_.data(), count, hashes);
+    lost = log_lost_;
+    std::copy(log_ops_.begin() + count, log_ops_.begin() + log_count_, log_ops_.begin());
+    std::copy(log_hashes_.begin() + count, log_hashes_.begin() + log_count_, log_hashes_.begin());
+    log_count_ -= count;
+    log_lost_ = false;
+    return count;
+  }
+  uint32_t log_count() const noexcept {
+    const std::lock_guard guard(mutex_);
+    return log_count_;
   }
 
   // The index of a key's record, with what it says in `out`; `none` when there is none.
@@ -170,6 +200,17 @@ class SpillTable {
   }
 
  private:
+  void log(RemoteOp op, const Key& key) noexcept {
+    if (log_ops_.empty()) return;
+    uint64_t hash = 0;
+    if (log_count_ == log_ops_.size()) {
+      log_lost_ = true;
+    } else if (RemoteSeeds(view_).hash(key, hash)) {
+      log_ops_[log_count_] = static_cast<uint8_t>(op);
+      log_hashes_[log_count_++] = hash;
+    }
+  }
+
   uint64_t handle_of(uint32_t index, uint64_t generation) const noexcept {
     return make_handle(view_.geometry.record_count + index, generation);
   }
@@ -202,8 +243,10 @@ class SpillTable {
     const Buckets buckets = buckets_of(view_.geometry, spill_key(record));
     store_release(record.state, spill_state(false, 0, generation));
     crash_point(CrashPoint::spill_record_freed);
+    const Key key = spill_key(record);
     erase_entry(view_, buckets, handle_of(index, generation));
     crash_point(CrashPoint::spill_entry_erased);
+    log(RemoteOp::unspilled, key);
   }
   void give_back(uint32_t index) noexcept {
     take_out(index);
@@ -249,6 +292,10 @@ class SpillTable {
   std::vector<uint32_t> free_;
   uint32_t free_count_ = 0;
   std::unordered_map<uint64_t, uint32_t> newest_;  // by place, the record stored last
+  std::vector<uint8_t> log_ops_;
+  std::vector<uint64_t> log_hashes_;
+  uint32_t log_count_ = 0;
+  bool log_lost_ = false;
   mutable std::mutex mutex_;
 };
 

@@ -17,6 +17,7 @@ enum class Outcome : uint8_t {
   pinned = 8,  // somebody holds a pin
   incomplete = 9,  // fewer parts written than expected, or a part failed
   spilled = 10,  // not READY in memory (it may be claimed), but on SSD: ask the transport worker
+  remote = 11,  // neither, but another host has it, as far as we know: ask the transport worker
 };
 
 // How a header reads: open now, try again, or give up.

@@ -48,6 +48,12 @@ struct View {
   Bucket& bucket(uint64_t index) const noexcept {
     return at<Bucket>(geometry.buckets_offset, index);
   }
+  RemoteHosts& remote_hosts() const noexcept {
+    return at<RemoteHosts>(geometry.remote_hosts_offset, 0);
+  }
+  RemoteBucket& remote_bucket(uint64_t index) const noexcept {
+    return at<RemoteBucket>(geometry.remote_offset, index);
+  }
   JournalEntry& journal(uint64_t sequence) const noexcept {
     return at<JournalEntry>(geometry.journal_offset, sequence & (geometry.journal_entry_count - 1));
   }

@@ -17,9 +17,19 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-__all__ = ["OPAQUE_BYTES_MAX", "Connection", "Fabric", "Grant", "Part", "ReadOutcome", "Served"]
+__all__ = [
+    "GRANT_BYTES_MAX",
+    "OPAQUE_BYTES_MAX",
+    "Connection",
+    "Fabric",
+    "Grant",
+    "Part",
+    "ReadOutcome",
+    "Served",
+]
 
 OPAQUE_BYTES_MAX = 4096
+GRANT_BYTES_MAX = 60_000  # of a grant alone: a key for each span of neighbouring blocks
 
 
 class ReadOutcome(IntEnum):

@@ -27,7 +27,7 @@ _END_SECONDS = 15.0
 
 
 class Keeper:
-    """Keeps one worker running while `tick` is called. Without --spill it does nothing."""
+    """Keeps one worker running while `tick` is called. Without --spill and --listen it does nothing."""
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
@@ -43,7 +43,7 @@ class Keeper:
 
     def tick(self) -> None:
         """Start it if it is time to; see whether it ended."""
-        if self._config.spill is None:
+        if self._config.spill is None and self._config.peers is None:
             return
         now = time.monotonic()
         if self._process is not None:
@@ -69,10 +69,10 @@ class Keeper:
                 logger.error("it waits for a device: see `dmesg`")
 
     def _start(self, now: float) -> None:
-        assert self._config.spill is not None
         options = WorkerOptions(
             name=self._config.name,
             spill=self._config.spill,
+            peers=self._config.peers,
             group=self._config.group,
             log_json=is_json(),
             parent_pid=os.getpid(),
@@ -100,7 +100,7 @@ class Keeper:
             else f"ended with status {status}"
         )
         logger.error(
-            "the transport worker %s: blocks on SSD are misses until it is back, started again in %.1f s",
+            "the transport worker %s: blocks on SSD and other hosts are misses until it is back, started again in %.1f s",
             how,
             self._pause,
         )

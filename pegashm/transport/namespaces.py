@@ -47,6 +47,15 @@ class Namespaces:
                 known = self._by_id.get(namespace_id)
             return known
 
+    def known(self, fingerprint: bytes) -> int:
+        """The id of a namespace that is in the region, 0 when none with this digest is. Registers nothing."""
+        with self._mutex:
+            found = self._ids.get(fingerprint)
+            if found is None and time.monotonic() > self._looked_at + _LOOK_AGAIN_SECONDS:
+                self._look()
+                found = self._ids.get(fingerprint)
+            return found or 0
+
     def id_of(self, namespace: SpillNamespace) -> int:
         """Its id, registered if need be; 0 when the region has no room for it."""
         with self._mutex:

@@ -1,6 +1,6 @@
 """What does the supervisor tell the transport worker? One frozen object, as JSON on its command line.
 
-Every user of the machine may read a command line: there is nothing secret in it. Checked by `SpillConfig` again, so
+Every user of the machine may read a command line: there is nothing secret in it. Checked by its configs again, so
 that a worker started by hand is told the same.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from pegashm.config import SpillConfig
+from pegashm.config import PeersConfig, SpillConfig
 from pegashm.errors import ConfigError
 from pegashm.names import check_name
 
@@ -22,7 +22,8 @@ class WorkerOptions:
     `lock_seconds`: how long to wait for a worker that is ending."""
 
     name: str
-    spill: SpillConfig
+    spill: SpillConfig | None = None
+    peers: PeersConfig | None = None
     group: str | None = None
     log_json: bool = False
     parent_pid: int = 0
@@ -31,6 +32,8 @@ class WorkerOptions:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        if self.spill is None and self.peers is None:
+            raise ConfigError("a transport worker has nothing to do without --spill and --listen")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -40,12 +43,15 @@ class WorkerOptions:
         """ConfigError for anything that is not what `to_json` writes."""
         try:
             fields = json.loads(text)
-            spill = fields.pop("spill")
-            spill["paths"] = tuple(spill["paths"])
-            return cls(spill=SpillConfig(**spill), **fields)
+            spill, peers = fields.pop("spill"), fields.pop("peers")
+            if spill is not None:
+                spill = SpillConfig(**spill | {"paths": tuple(spill["paths"])})
+            if peers is not None:
+                peers = PeersConfig(**peers | {"members": tuple(peers["members"])})
+            return cls(spill=spill, peers=peers, **fields)
         except ConfigError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
-                f"the transport worker is started by `pegashm serve --spill PATH`, with its options as JSON: {error}"
+                f"the transport worker is started by `pegashm serve` (--spill, --listen), with its options as JSON: {error}"
             ) from error

@@ -1,8 +1,9 @@
 """What does the transport worker do from its first instruction to its last?
 
-It takes the arena's TRANSPORT lock, begins with an empty table of blocks on SSD, starts a thread a spill file that
-opens and lists it, listens, and then answers engines: requests go to the promoter, answers come back from it. This
-loop touches no device and waits for nothing but messages. Killed at any instruction it costs the hits of the tier
+It takes the arena's TRANSPORT lock, begins with empty tables of blocks on SSD and on other hosts, starts a thread a spill
+file that opens and lists it, and those that deal with other hosts (`pegashm.peers`), listens, and then answers
+engines: requests go to promoter and fetcher, answers come back from them. This loop touches no device and waits for
+nothing but messages. Killed at any instruction it costs the hits of the tier
 until its successor has opened the files again: what it claimed and pinned is reaped, what it listed is begun anew.
 
 Ends on SIGTERM, with its supervisor (however that dies), when the arena is purged, or with status 1 and one line
@@ -20,19 +21,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import zmq
 
-from pegashm import logs
+from pegashm import _native, logs
 from pegashm.cache import Cache
 from pegashm.creation import group_id
 from pegashm.errors import ArenaBusyError, PegaShmError, ResourceError
 from pegashm.liveness import TRANSPORT_BYTE, try_lock
 from pegashm.logs import logger
+from pegashm.peers.service import PeerService
 from pegashm.termination import Termination
+from pegashm.transport.desk import Desk
 from pegashm.transport.endpoint import Endpoint
-from pegashm.transport.messages import Error, Malformed, Ping, Pong, Promote, pack, parse
+from pegashm.transport.messages import Done, Error, Malformed, Ping, Pong, Promote, pack, parse
+from pegashm.transport.namespaces import Namespaces
 from pegashm.transport.options import WorkerOptions
 from pegashm.transport.promoter import THREADS_A_FILE, Promoter
 from pegashm.transport.spiller import Spiller
@@ -51,7 +56,9 @@ def main(arguments: list[str]) -> int:
     """The exit status. One line in the log says why when it is not 0."""
     try:
         if len(arguments) != 1:
-            raise PegaShmError("the transport worker is started by `pegashm serve --spill PATH`")
+            raise PegaShmError(
+                "the transport worker is started by `pegashm serve` (--spill, --listen)"
+            )
         options = WorkerOptions.from_json(arguments[0])
         logs.configure(as_json=options.log_json)
         _end_with(options.parent_pid)
@@ -88,18 +95,28 @@ class _Worker:
         self._threads: list[threading.Thread] = []
         self._failure: BaseException | None = None
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._tier = Tier(cache, options.spill, stall_seconds=options.stall_seconds)
-        self._spiller = Spiller(self._tier)
-        self._promoter = Promoter(self._tier, self._wake, self._spiller.wake)
+        self._spill: _Spill | None = None
+        if options.spill is not None:
+            tier = Tier(cache, options.spill, stall_seconds=options.stall_seconds)
+            spiller = Spiller(tier)
+            self._spill = _Spill(tier, spiller, Promoter(tier, self._wake, spiller.wake))
+        self._peers: PeerService | None = None
+        self._desk = Desk(None, None, None)
         self._endpoint: Endpoint | None = None
         self._pong = (os.getpid(), time.time_ns())
 
     def serve(self) -> None:
-        self._tier.clear()
+        # What a former worker listed is not believed, also where this one has no use for the table.
+        if self._spill is not None:
+            self._spill.tier.clear()
+        else:
+            _native.SpillTable(self._cache.region).clear()
+        _native.RemoteTable(self._cache.region).clear()
         gid = group_id(self._options.group) if self._options.group is not None else None
         with zmq.Context() as context:
             self._endpoint = Endpoint.listen(context, self._options.name, gid)
             try:
+                self._open_peers(os.path.dirname(self._endpoint.path))
                 self._start_threads()
                 self._cache.region.set_transport(self._endpoint.path, *self._pong)
                 logger.info(
@@ -110,19 +127,25 @@ class _Worker:
                 self._loop(self._endpoint.router)
             finally:
                 self._cache.region.set_transport("", 0, 0)
-                self._tier.unlist()
+                if self._spill is not None:
+                    self._spill.tier.unlist()
                 self._endpoint.close()
 
     def end(self) -> None:
         """Stop the threads, close the files, detach. A device that hangs: leave at once, the kernel does the rest."""
-        self._tier.stopping.set()
-        self._spiller.wake()
-        self._promoter.stop()
+        if self._spill is not None:
+            self._spill.tier.stopping.set()
+            self._spill.spiller.wake()
+            self._spill.promoter.stop()
+        if self._peers is not None:
+            self._peers.stop()
         deadline = time.monotonic() + _END_PATIENCE_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         ended = not any(thread.is_alive() for thread in self._threads)
-        if ended and self._tier.files.close(_END_PATIENCE_SECONDS):
+        if ended and self._peers is not None:
+            self._peers.close()
+        if ended and (self._spill is None or self._spill.tier.files.close(_END_PATIENCE_SECONDS)):
             self._cache.close()
             return
         # Something still reads into our claims or writes from our pins. They are ours until the kernel has ended it,
@@ -132,13 +155,49 @@ class _Worker:
 
     # -- threads ---------------------------------------------------------------------------------
 
+    def _open_peers(self, folder: str) -> None:
+        """What listens for other hosts; and the desk, which needs to know who brings blocks."""
+        if self._options.peers is not None:
+            spill = self._spill
+            self._peers = PeerService(
+                self._cache,
+                Namespaces(self._cache.arena) if spill is None else spill.tier.namespaces,
+                self._options.peers,
+                folder=folder,
+                answered=self._wake,
+                spill=None if spill is None else spill.tier.table,
+            )
+        self._desk = Desk(
+            None if self._spill is None else self._spill.tier.table,
+            None if self._spill is None else self._spill.promoter,
+            None if self._peers is None else self._peers.fetcher,
+        )
+
     def _start_threads(self) -> None:
-        self._start("spiller", self._spiller.run)
-        self._start("prober", self._tier.probe_until_stopped)
-        for number, writer in enumerate(self._spiller.writers):
-            self._start(f"writer {number}", writer.run)
-            for _ in range(THREADS_A_FILE):
-                self._start(f"reader {number}", functools.partial(self._promoter.run, number))
+        if self._spill is not None:
+            self._start("spiller", self._spill.spiller.run)
+            self._start("prober", self._spill.tier.probe_until_stopped)
+            for number, writer in enumerate(self._spill.spiller.writers):
+                self._start(f"writer {number}", writer.run)
+                for _ in range(THREADS_A_FILE):
+                    self._start(
+                        f"reader {number}", functools.partial(self._spill.promoter.run, number)
+                    )
+        if self._peers is not None:
+            self._peers.start(self._start, None if self._spill is None else self._promote)
+
+    def _promote(
+        self, keys: tuple[bytes, ...], namespace_id: int, wait_ms: int, arrived: Callable[[], None]
+    ) -> None:
+        """Blocks on our SSD that another host asks for. Called by the server's thread."""
+        request = Promote(
+            request_id=0,
+            region_id=self._cache.region_id,
+            namespace_id=namespace_id,
+            deadline_ms=wait_ms,
+            keys=keys,
+        )
+        self._desk.submit(request, lambda _done: arrived(), fetch=False)
 
     def _start(self, name: str, life: Callable[[], None]) -> None:
         def guarded() -> None:
@@ -170,10 +229,12 @@ class _Worker:
             if router in ready:
                 self._receive(router)
             now = time.monotonic()
-            self._promoter.expire(now)
-            for reply in self._promoter.replies():
-                _send(router, reply.peer, pack(reply.done))
-            self._tier.watch()
+            self._desk.expire(now)
+            self._desk.pump()
+            if self._spill is not None:
+                self._spill.tier.watch()
+            if self._peers is not None:
+                self._peers.tick()
             self._judge()
             if now >= look_at:
                 look_at = now + _LOOK_EVERY_SECONDS
@@ -184,7 +245,7 @@ class _Worker:
     def _judge(self) -> None:
         if self._failure is not None:
             raise PegaShmError(f"a thread failed: {self._failure!r}") from self._failure
-        if self._tier.all_failed:
+        if self._spill is not None and self._spill.tier.all_failed and self._peers is None:
             raise ResourceError(
                 "no spill file can be used (see above): blocks on SSD are misses until one can"
             )
@@ -202,12 +263,25 @@ class _Worker:
                 else Malformed(f"a message is one frame, this one has {len(parts) - 1}")
             )
             if isinstance(message, Promote):
-                self._promoter.submit(peer, message)
+                self._desk.submit(message, functools.partial(_answer, router, peer))
             elif isinstance(message, Ping):
                 _send(router, peer, pack(Pong(message.request_id, *self._pong)))
             elif isinstance(message, Malformed):
                 _send(router, peer, pack(Error(message.request_id, message.reason)))
             # DONE, PONG and ERROR are ours to say: from an engine they mean nothing.
+
+
+@dataclass(frozen=True, slots=True)
+class _Spill:
+    """What there is with --spill."""
+
+    tier: Tier
+    spiller: Spiller
+    promoter: Promoter
+
+
+def _answer(router: zmq.Socket[bytes], peer: bytes, done: Done) -> None:
+    _send(router, peer, pack(done))
 
 
 def _send(router: zmq.Socket[bytes], peer: bytes, frame: bytes) -> None:

@@ -19,6 +19,7 @@ FIGURES = {
     "attach": {"attach_ms", "ratio_largest"},
     "checksum": {"hash_cold_gbs", "store_share", "load_share", "batch_ms_more"},
     "copy": {"share_median", "share_min", "share_batch_median"},
+    "directory": {"cpu_share", "table_bytes", "events_s", "miss_ns_more"},
     "lookup": {"cold_hits", "hot_misses"},
     "tier": {"hit_rate_with", "hit_rate_without", "wrong_blocks", "slowdown_p50"},
     "spill": {"share_spill_median", "share_promote_median", "amplification_max", "open_s"},

@@ -30,7 +30,9 @@ from pegashm.transport.messages import Answer, Done, Ping, Pong, Promote, pack, 
 __all__ = ["PATIENCE_S", "Clerk", "until"]
 
 PATIENCE_S = 20.0
-CONTEXT = zmq.Context()
+# One for all, never destroyed: one that the garbage collector met before its socket, after a test failed, would wait for it.
+CONTEXT: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+HOST = 5
 
 
 class Clerk:
@@ -44,6 +46,9 @@ class Clerk:
         self.table = _native.SpillTable(self.cache.region)
         self.table.clear()
         self.table.set_usable(1)
+        self.hints = _native.RemoteTable(self.cache.region)
+        self.hints.clear()
+        self.hints.set_usable(HOST, usable=True)
         self.router = CONTEXT.socket(zmq.ROUTER)
         path = folder / "clerk.sock"
         path.unlink(missing_ok=True)
@@ -60,6 +65,11 @@ class Clerk:
             row["file_offset"] = 4096 * number
         rows["namespace_id"], rows["payload_bytes"] = self.cache.namespace_id, self.block_bytes
         assert self.table.store(rows).all()
+
+    def hold_elsewhere(self, keys: Sequence[bytes]) -> None:
+        """From now on another host has them."""
+        region, namespace_id = self.cache.region, self.cache.namespace_id
+        self.hints.add(HOST, _native.remote_hashes(region, list(keys), namespace_id))
 
     def bring(self, keys: Sequence[bytes]) -> None:
         """Into memory."""

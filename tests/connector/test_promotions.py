@@ -47,7 +47,7 @@ from tests.connector.test_manager import (
 )
 
 HIT, MISS, PENDING = LookupResult.HIT, LookupResult.MISS, LookupResult.HIT_PENDING
-SHAPE = Shape(spill_records=512)  # 64 blocks in memory
+SHAPE = Shape(spill_records=512, remote_buckets=64)  # 64 blocks in memory
 LONG_MS = 60_000
 
 Make = Callable[..., PegaShmManager]
@@ -189,6 +189,37 @@ def test_the_whole_prefix_is_asked_for_once_and_comes(clerk: Clerk, make: Make) 
     assert values.keys() <= METRICS.keys()
     (waited,) = values["vllm:pegashm_promotion_wait_seconds"].values()
     assert 1 == len(waited)
+
+
+def test_blocks_of_another_host_come_like_those_on_ssd(clerk: Clerk, make: Make) -> None:
+    """One request for all that is not here; counted apart."""
+    manager = make(clerk)
+    keys = keys_of("a", 12)
+    store(manager, keys[:2], request(manager, keys, "stores"))
+    clerk.spill(keys[2:5])
+    clerk.hold_elsewhere(keys[4:10])  # one of them is on SSD here as well: that is nearer
+    context = request(manager, keys)
+    assert [HIT] * 2 + [PENDING] * 8 + [MISS] == step(manager, keys, context)
+    asked = clerk.taken()
+    assert tuple(keys[2:10]) == asked.keys
+    clerk.bring([*keys[2:8], keys[9]])
+    clerk.answer(asked, *[Answer.OK] * 6, Answer.MISSING, Answer.OK)
+    step_until(manager, keys, context, [HIT] * 8 + [MISS])
+    assert [CacheHitSource.HOST] * 2 + [CacheHitSource.DISK] * 3 + [CacheHitSource.P2P] * 3 == [
+        manager.get_load_source(key, context) for key in keys[:8]
+    ]
+    manager.prepare_load(keys[:8], context)
+    manager.complete_load(set(keys[:8]), context)
+    end_step(manager)
+    stats = manager.get_stats()
+    assert stats is not None
+    values = stats._values
+    assert {("memory",): 2, ("ssd",): 3, ("remote",): 3} == values["vllm:pegashm_loads"]
+    assert {("ok",): 3} == values["vllm:pegashm_promotions"]
+    # The ninth came too, behind the miss; the eighth did not.
+    assert {("ok",): 4, ("missing",): 1} == values["vllm:pegashm_fetches"]
+    assert (3, 5) == tuple(values["vllm:pegashm_lookups"][(tier,)] for tier in ("spilled", "remote"))
+    assert 0 == pins(clerk.cache.name)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ SHAPE = Shape(
     block_bytes_min=SMALL,
     segments_per_arena=(SEGMENTS,),
     spill_records=8,
+    remote_buckets=2,
 )
 BLOCKS = SHAPE.payload_bytes // SMALL  # of the small size, when the arena is full of them
 NUMBERS = range(400)  # every block that any operation may store

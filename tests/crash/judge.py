@@ -85,6 +85,7 @@ def repaired(survivor: Cache, verdict: Verdict) -> None:
     """
     survivor.reap_dead()
     _native.SpillTable(survivor.region).clear()
+    _native.RemoteTable(survivor.region).clear()
     complain_of_state(survivor, verdict)
     read_all(survivor, verdict)
     again = survivor.reap_dead()

@@ -264,6 +264,25 @@ def list_on_ssd(actor: Actor) -> None:
     table.clear()
 
 
+def list_remote(actor: Actor) -> None:
+    """What a transport worker does to the hints of other hosts, from its start to its end."""
+    table = _native.RemoteTable(actor.cache.region)
+    table.clear()
+    hashes = _native.remote_hashes(
+        actor.cache.region, numbered([360, 361, 1]), actor.cache.namespace_id
+    )
+    table.add(1, hashes)
+    table.set_usable(1, usable=True)
+    table.add(1, hashes[:1], _native.TIER_SSD)
+    table.describe(
+        1, host_id=b"h" * 16, incarnation=b"i" * 16, address="", sequence=1, events=1, heard_at_ns=1
+    )
+    table.remove(1, hashes[:2])
+    table.set_none_usable()
+    table.drop_host(1)
+    table.clear()
+
+
 def reap(actor: Actor) -> None:
     reap_dead_clients(actor.arena)
 
@@ -274,6 +293,7 @@ def detach(actor: Actor) -> None:
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(name="list blocks on SSD", before=three, act=list_on_ssd),
+    Operation(name="list blocks of other hosts", before=three, act=list_remote),
     Operation(name="store in an empty arena", act=stores(1, 2)),
     Operation(name="store", before=three, act=stores(11)),
     Operation(name="claim what is there", before=three, act=stores(1, 2)),

@@ -30,6 +30,7 @@ PROBE = """
 #include "header.hpp"
 #include "mend.hpp"
 #include "registry.hpp"
+#include "remote_table.hpp"
 #include "repair.hpp"
 #include "spill.hpp"
 using namespace pegashm;
@@ -45,6 +46,7 @@ void probe_evict(Client& c, const uint64_t* h, uint32_t n, Outcome* o) { c.evict
 void probe_part(const View& v, uint64_t h) { report_part(v, h, true); }
 void probe_sum(const View& v, uint64_t h, uint64_t l, uint64_t s) { write_sum(v, h, 0, l, s); mark_damaged(v, h); }
 void probe_spill(SpillTable& t, const Spilled& s, uint64_t f) { t.set_usable(f); t.store(s); t.forget(s); t.clear(); }
+void probe_remote(RemoteTable& t, const uint64_t* h, const RemoteLabels& l) { t.add(1, h, 9, 1); t.set_usable(1, true); t.describe(1, l); t.remove(1, h, 9, 3); t.set_none_usable(); t.retire(1); t.drop(); t.clear(); }
 void probe_reap(const View& v, uint32_t slot) { reap_client(v, slot); }
 void probe_register(const View& v, const NamespaceRequest& r) { register_namespace(v, r); }
 void probe_attach(const View& v, const ClientRequest& r) { attach_client(v, 1, r); enter_namespace(v, 1, 2); }

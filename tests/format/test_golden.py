@@ -34,11 +34,13 @@ def formatted() -> bytearray:
     """A control region with nothing random in it."""
     segments = [count for _, count, _ in ARENAS]
     shape = {"segment_bytes": SEGMENT_BYTES, "block_bytes_min": BLOCK_BYTES_MIN}
-    plan = _native.plan_region(**shape, segments_per_arena=segments)
+    more = {"spill_records": 100, "remote_buckets": 10}
+    plan = _native.plan_region(**shape, **more, segments_per_arena=segments)
     control = bytearray(plan["control_bytes"])
     _native.format_region(
         control,
         **shape,
+        **more,
         region_id=REGION_ID,
         segments_per_arena=segments,
         arena_paths=[path for path, _, _ in ARENAS],
@@ -95,7 +97,11 @@ def test_formatted_header_is_what_the_document_says() -> None:
     """Read with the tables alone, a header says what it was made from."""
     control = bytes(formatted())
     plan = _native.plan_region(
-        segment_bytes=SEGMENT_BYTES, block_bytes_min=BLOCK_BYTES_MIN, segments_per_arena=[2, 1]
+        segment_bytes=SEGMENT_BYTES,
+        block_bytes_min=BLOCK_BYTES_MIN,
+        segments_per_arena=[2, 1],
+        spill_records=100,
+        remote_buckets=10,
     )
     stranger = Stranger(control)
     expected = {
@@ -140,6 +146,8 @@ def test_tables_lie_one_after_another() -> None:
         "buckets": stranger.number("bucket_count") * 64,
         "journal": stranger.number("journal_entry_count") * 64,
         "spill": stranger.number("spill_record_count") * 128,
+        "remote_hosts": 512 + 4096 * 128 if stranger.number("remote_bucket_count") else 0,
+        "remote": stranger.number("remote_bucket_count") * 64,
     }
     end = _native.HEADER_BYTES
     for table, size in tables.items():

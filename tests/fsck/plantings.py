@@ -103,9 +103,10 @@ def bit(record_of: Callable[[Hand], int], on: bool) -> Planting:
 
 
 RESERVED = (
-    at(216 + 16), at(288), at(328), at(392), at(456), at(3712), table("namespaces", 80),
+    at(296), at(328), at(392), at(456), at(3712), table("namespaces", 80),
     table("clients", 40), table("counter_values", 8), table("segments", 8), table("blocks", 112),
     table("journal", 24), table("spill", 96),
+    table("remote_hosts", 512 + 68),
 )  # fmt: skip
 
 PLANTINGS: dict[int, list[Planting]] = {
@@ -186,6 +187,8 @@ PLANTINGS: dict[int, list[Planting]] = {
         word(lambda hand: hand.spill(2, 40), 0),
         changed(lambda hand: hand.spill(3, 8), lambda key: key ^ 1),
     ],
+    30: [word(table("remote", 0), 77 << 14 | 5), word(table("remote", 64 * 3 + 8), 1)],
+    31: [word(at(288), 2), word(table("remote_hosts", 0), 0)],
     29: [
         word(ready(88), 1 << 48 | PAYLOAD_BYTES + 1),
         word(ready(88), 9 << 48 | 8),

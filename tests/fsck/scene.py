@@ -29,6 +29,7 @@ BLOCKS = 64  # that the default shape holds
 READY = 40
 SPILL_RECORDS = 16
 SPILLED = 6
+REMOTE_BUCKETS = 16
 
 
 def key_of(number: int) -> bytes:
@@ -42,10 +43,11 @@ def stamp_of(key: bytes) -> bytes:
 @contextlib.contextmanager
 def filled() -> Iterator[Arena]:
     """An arena that its only client has left with 40 READY blocks in 3 of 4 segments, and some on SSD."""
-    with temporary_arena(Shape(spill_records=SPILL_RECORDS)) as arena:
+    with temporary_arena(Shape(spill_records=SPILL_RECORDS, remote_buckets=REMOTE_BUCKETS)) as arena:
         with Cache.attach(arena.name, namespace=FENCE, label="filler") as cache:
             put(cache, [key_of(number) for number in range(1, READY + 1)])
             list_spilled(arena, cache.namespace_id)
+        list_remote(arena)
         yield arena
 
 
@@ -60,6 +62,15 @@ def list_spilled(arena: Arena, namespace_id: int) -> None:
     table.clear()
     assert table.store(rows).all()
     table.set_usable(1)
+
+
+def list_remote(arena: Arena) -> None:
+    """Hints of what two other hosts hold, one of which can be asked."""
+    table = _native.RemoteTable(arena.region)
+    table.clear()
+    for host in (3, 70):
+        table.add(host, np.arange(1, 20, dtype=np.uint64) << np.uint64(40))
+    table.set_usable(3, True)
 
 
 def put(cache: Cache, keys: list[bytes]) -> int:

@@ -1,0 +1,106 @@
+"""Which ways to move payloads does this host have, best first?
+
+`auto` takes RDMA where the machine has a device for it and TCP besides; `tcp` and `verbs` only that. A reader uses the first of
+its own that the other host offers too. With
+`tls.crt` and `tls.key` (PEM; self-signed will do) in the folder of keys the TCP streams are encrypted. Called by
+`service.py` and, for offers, by the greeter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from pegashm._native import Region
+from pegashm.errors import ConfigError, PegaShmError, ResourceError
+from pegashm.fabric.interface import Fabric
+from pegashm.logs import logger
+from pegashm.peers.addresses import Address
+from pegashm.peers.messages import Offer
+
+__all__ = ["open_fabrics", "reachable_offers"]
+
+_CERTIFICATE_FILE: Final = "tls.crt"
+_TLS_KEY_FILE: Final = "tls.key"
+
+
+def open_fabrics(
+    kind: str, region: Region, listen: Address, *, keys: str | None, lock_fd: int
+) -> dict[str, Fabric]:
+    """By name, in order of preference. ResourceError when there is none."""
+    fabrics: dict[str, Fabric] = {}
+    try:
+        if kind in ("auto", "verbs"):
+            _try_verbs(fabrics, region, lock_fd, must=kind == "verbs")
+        if kind in ("auto", "tcp"):
+            fabrics["tcp"] = _tcp(region, listen, keys)
+    except BaseException:
+        for fabric in fabrics.values():
+            with contextlib.suppress(OSError):
+                fabric.close()
+        raise
+    return fabrics
+
+
+def _try_verbs(fabrics: dict[str, Fabric], region: Region, lock_fd: int, *, must: bool) -> None:
+    opener = _verbs_opener()
+    if isinstance(opener, str):
+        if must:
+            raise ConfigError(f"--fabric verbs: {opener}")
+        logger.info("no RDMA (%s): payloads of other hosts come by TCP", opener)
+        return
+    try:
+        fabrics["verbs"] = opener(region, lock_fd)
+    except (OSError, PegaShmError) as error:
+        if must:
+            raise ResourceError(f"--fabric verbs: {error}") from error
+        logger.warning("RDMA cannot be used (%s): payloads of other hosts come by TCP", error)
+
+
+def _verbs_opener() -> Callable[[Region, int], Fabric] | str:
+    """How to open it, or why it cannot be."""
+    return "this build has no RDMA"
+
+
+def _tcp(region: Region, listen: Address, keys: str | None) -> Fabric:
+    from pegashm.fabric.tcp import TcpFabric, TlsFiles
+
+    tls = None
+    if keys is not None and os.path.exists(os.path.join(keys, _CERTIFICATE_FILE)):
+        tls = TlsFiles(
+            certificate=os.path.join(keys, _CERTIFICATE_FILE), key=os.path.join(keys, _TLS_KEY_FILE)
+        )
+    port = listen.port + 2
+    try:
+        found = socket.getaddrinfo(listen.host, port, type=socket.SOCK_STREAM)
+        return TcpFabric(
+            region.payload_address,
+            region.payload_bytes,
+            host=str(found[0][4][0]),
+            port=port,
+            tls=tls,
+        )
+    except OSError as error:
+        raise ResourceError(
+            f"cannot listen for payloads on {Address(listen.host, port)}: {error}"
+        ) from error
+
+
+def reachable_offers(offers: Iterable[Offer], host: str) -> dict[str, bytes]:
+    """What a peer that was reached at `host` offers, by fabric; what cannot be understood is left out."""
+    found: dict[str, bytes] = {}
+    for offer in offers:
+        with contextlib.suppress(ValueError):
+            found[offer.fabric] = _reachable(offer, host)
+    return found
+
+
+def _reachable(offer: Offer, host: str) -> bytes:
+    if offer.fabric != "tcp":
+        return offer.opaque
+    from pegashm.fabric.tcp import reached_at
+
+    return reached_at(offer.opaque, host)

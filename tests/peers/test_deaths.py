@@ -1,0 +1,142 @@
+"""May either side of a fetch die, or stand still, anywhere? SIGKILL and SIGSTOP at lines of Python that a fetch passes.
+
+Which lines those are is asked of a fetch that nobody disturbs; the short form takes a sample by seed, PEGASHM_LONG=1 a larger one. Each
+time: the engine that asked has an answer by its deadline or learns that its worker is gone; what it then finds in
+memory is right in every byte; the other side ends up without pins, claims and leases; and once the dead has a
+successor (or the stopped goes on) everything can be fetched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pegashm import fsck
+from pegashm.transport.messages import Answer
+
+from tests.crash.tracing import Line
+from tests.figures import LONG
+from tests.peers.rig import BYTES, Host, connect
+from tests.transport.rig import eventually
+
+SAMPLE = 60 if LONG else 5
+DEADLINE_MS = 2500
+LATE_SECONDS = 2.0  # of the machine's own
+COUNT = 24
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+def order(line: Line | None, number: signal.Signals, passes: str = "") -> dict[str, Any]:
+    return {"line": line, "signal": number.name, "passes": passes}
+
+
+def stood_still(host: Host) -> bool:
+    """Dead, or stopped."""
+    try:
+        text = Path(f"/proc/{host.process.pid}/stat").read_text()
+    except FileNotFoundError:
+        return True
+    return text.rpartition(")")[2].split()[0] in "ZTt"
+
+
+def lines_of(hosts: tuple[Host, Host], side: int, folder: Path) -> list[Line]:
+    """What a fetch passes on that side when nobody disturbs it."""
+    passes = folder / f"passes{side}"
+    server, reader = hosts
+    for number, host in enumerate(hosts):
+        host.spawn(order(None, signal.SIGKILL, str(passes)) if number == side else None)
+    keys = server.store(range(1, COUNT + 1), BYTES)
+    eventually(lambda: reader.sees(keys) == COUNT)
+    assert [Answer.OK] * COUNT == reader.fetch(keys)
+    reader.evict(keys)
+    for host in hosts:
+        assert 0 == host.end(), host.said()
+    return [Line(file, number) for file, number, _ in json.loads(passes.read_text())]
+
+
+def fetch_anyway(reader: Host, keys: list[bytes]) -> list[Answer] | None:
+    """Ask, whatever becomes of it; None when nobody could be asked. Never waits beyond the deadline."""
+    began = time.monotonic()
+    ticket = None
+    while ticket is None and time.monotonic() < began + 1.0 and not stood_still(reader):
+        ticket = reader.client.promote(keys, reader.cache.namespace_id, DEADLINE_MS)
+        time.sleep(0.005)
+    if ticket is None:
+        return None
+    asked = time.monotonic()
+    while time.monotonic() < asked + DEADLINE_MS / 1000 + LATE_SECONDS:
+        for reply in reader.client.replies():
+            if reply.request_id == ticket:
+                return [Answer(outcome) for outcome in reply.outcomes]
+        if stood_still(reader) and reader.process.poll() is None:
+            break  # stopped: its engine gives up by its own clock
+        time.sleep(0.005)
+    else:
+        raise AssertionError("no answer by the deadline")
+    return None
+
+
+def undisturbed(server: Host, reader: Host, keys: list[bytes]) -> None:
+    """All is well again: everything can be fetched, nothing is held. Who stands still only now is told to go on."""
+
+    def all_there() -> bool:
+        for host in (server, reader):
+            host.go_on()
+        return reader.judge(keys) + reader.sees(keys) == COUNT
+
+    eventually(all_there)
+    deadline = time.monotonic() + 30
+    while not all_there() or reader.judge(keys) < COUNT:
+        assert time.monotonic() < deadline, (reader.outcomes(keys), server.said(), reader.said())
+        fetch_anyway(reader, [k for k, o in zip(keys, reader.outcomes(keys), strict=True) if o])
+    for host in (server, reader):
+        host.cache.reap_dead()
+        eventually(lambda: not host.arena.region.blocks()["pins"].any())  # noqa: B023
+        eventually(lambda: not host.arena.region.tally()["claimed"])  # noqa: B023
+        report = fsck.check(host.arena)
+        assert report.clean, report
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda one: one.name)
+@pytest.mark.parametrize("side", [0, 1], ids=["server", "reader"])
+def test_at_each_step(
+    host: Callable[..., Host],
+    chance: random.Random,
+    tmp_path: Path,
+    side: int,
+    number: signal.Signals,
+) -> None:
+    server, reader = hosts = (host(), host())
+    connect(hosts, start=False)
+    lines = lines_of(hosts, side, tmp_path)
+    chosen = lines if os.environ.get("PEGASHM_LINES") == "all" else chance.sample(lines, SAMPLE)
+    hosts[1 - side].spawn()
+    died = fetched = 0
+    keys = server.store(range(1, COUNT + 1), BYTES)
+    for line in sorted(chosen):
+        hosts[side].spawn(order(line, number))
+        eventually(lambda: stood_still(hosts[side]) or reader.sees(keys) == COUNT)
+        answers = fetch_anyway(reader, keys)
+        reader.judge(keys)
+        fetched += (answers or []).count(Answer.OK)
+        # Some lines are passed only now and then: at the latest when it ends.
+        died += stood_still(hosts[side])
+        if number == signal.SIGSTOP:
+            hosts[side].go_on()
+            undisturbed(server, reader, keys)
+        hosts[side].kill()
+        hosts[side].spawn()
+        undisturbed(server, reader, keys)
+        reader.evict(keys)
+        hosts[side].kill()
+    print(f"{len(chosen)} of {len(lines)} lines, {died} stood still there, {fetched} fetched all the same")
+    assert died > 0
