@@ -8,9 +8,9 @@ into memory is claimed and published by a client of its own.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import zmq
@@ -36,9 +36,9 @@ HOST = 5
 
 
 class Clerk:
-    """Serves the arena `name` from `folder`, for blocks of `block_bytes` of one namespace."""
+    """Serves the arena `name`, for blocks of `block_bytes` of one namespace."""
 
-    def __init__(self, name: str, folder: Path, namespace: Namespace, block_bytes: int) -> None:
+    def __init__(self, name: str, namespace: Namespace, block_bytes: int) -> None:
         self.cache = Cache.attach(name, namespace=namespace, label="clerk")
         self.block_bytes = block_bytes
         self.lock = open_lock_file(name)
@@ -50,10 +50,11 @@ class Clerk:
         self.hints.clear()
         self.hints.set_usable(HOST, usable=True)
         self.router = CONTEXT.socket(zmq.ROUTER)
-        path = folder / "clerk.sock"
-        path.unlink(missing_ok=True)
+        # Not in a folder of pytest's: a socket's path has 107 bytes at most.
+        self.folder = tempfile.TemporaryDirectory(prefix="pegashm-")
+        path = f"{self.folder.name}/clerk.sock"
         self.router.bind(f"ipc://{path}")
-        self.cache.region.set_transport(str(path), 1, time.time_ns())
+        self.cache.region.set_transport(path, 1, time.time_ns())
         self.taken_from: list[tuple[Promote, bytes]] = []
 
     def spill(self, keys: Sequence[bytes]) -> None:
@@ -118,6 +119,7 @@ class Clerk:
     def close(self) -> None:
         close_lock_file(self.lock)
         self.router.close(linger=0)
+        self.folder.cleanup()
         self.cache.close()
 
 

@@ -54,8 +54,8 @@ Make = Callable[..., PegaShmManager]
 
 
 @pytest.fixture
-def clerk(arena_name: Callable[..., str], tmp_path: Path) -> Iterator[Clerk]:
-    one = Clerk(arena_name(SHAPE), tmp_path, NAMESPACE, CHUNK_BYTES)
+def clerk(arena_name: Callable[..., str]) -> Iterator[Clerk]:
+    one = Clerk(arena_name(SHAPE), NAMESPACE, CHUNK_BYTES)
     yield one
     one.close()
 
@@ -218,7 +218,9 @@ def test_blocks_of_another_host_come_like_those_on_ssd(clerk: Clerk, make: Make)
     assert {("ok",): 3} == values["vllm:pegashm_promotions"]
     # The ninth came too, behind the miss; the eighth did not.
     assert {("ok",): 4, ("missing",): 1} == values["vllm:pegashm_fetches"]
-    assert (3, 5) == tuple(values["vllm:pegashm_lookups"][(tier,)] for tier in ("spilled", "remote"))
+    assert (3, 5) == tuple(
+        values["vllm:pegashm_lookups"][(tier,)] for tier in ("spilled", "remote")
+    )
     assert 0 == pins(clerk.cache.name)
 
 
