@@ -25,7 +25,7 @@ from tests.crash.tracing import Line
 from tests.figures import LONG, report
 from tests.transport.life import Judgement, Life, template
 
-SAMPLE = 200 if LONG else 16
+SAMPLE = 100 if LONG else 16
 EVERY = os.environ.get("PEGASHM_LINES") == "all"
 AT_ONCE = min(4, os.cpu_count() or 1)  # a life waits more than it works
 
