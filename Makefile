@@ -12,9 +12,11 @@ typed := .cache/typed
 # What `make test-crash` runs, longer than `make test` does, and where each suite leaves its figures.
 crash_suites := $(addprefix tests/,crash fsck explore fuzz payload_sums world contract race sanitized soak transport/test_deaths.py e2e/test_storm.py)
 figures := .cache/crash-figures.jsonl
+# What `make test-rdma` runs in its machine; a bench, for example: RUN="-m bench.fetch_rdma".
+RUN ?= -m pytest -p no:cacheprovider -k "not tcp" --timeout 300 tests/rdma tests/fabric $(PYTEST_ARGS)
 export PYTHON
 
-.PHONY: help demo test test-crash lint format clean
+.PHONY: help demo test test-crash test-rdma lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -33,6 +35,11 @@ test-crash: ## prove crash safety, the long form: every crash point, interleavin
 	@mkdir -p .cache && rm -f $(figures)
 	@PEGASHM_LONG=1 PEGASHM_FIGURES=$(CURDIR)/$(figures) $(python) -m pytest $(crash_suites) $(PYTEST_ARGS)
 	@$(python) -m tests.figures $(figures)
+
+test-rdma: ## run the tests of RDMA on real verbs, in an emulated machine with soft-RoCE devices (Debian 12, 15 min)
+	@bash tools/setup/environment.sh test
+	@$(python) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(v != "3.11" and f".venv has Python {v}; expected 3.11, for which the pyverbs of Debian 12 is built. Type: rm -rf .venv; make test-rdma PYTHON=python3.11")'
+	@PEGASHM_FABRIC_TIMES=2 RDMA_VM_CACHE=$(CURDIR)/.cache/rdma-vm bash tests/rdma/rdma-vm.sh "$$(realpath -s $(python))" $(RUN)
 
 lint: ## check style, types and the core's warnings
 	@bash tools/setup/environment.sh test lint

@@ -74,13 +74,9 @@ class Iperf:
             text=True,
         )
         _wait_listening(port)
-        streams = self.streams // self.processes
-        client = subprocess.Popen(
-            ["iperf3", "-c", "127.0.0.1", "-p", str(port), "-P", str(streams), "-t", str(seconds)]
-            + ["-J"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        command = ["iperf3", "-J", "-c", "127.0.0.1", "-p", str(port), "-t", str(seconds)]
+        command += ["-P", str(self.streams // self.processes)]
+        client = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         return server, client
 
     def _report(

@@ -16,7 +16,7 @@ from bench import harness
 
 __all__ = ["main"]
 
-BENCHES = ("attach", "checksum", "copy", "directory", "lookup", "spill", "tier")
+BENCHES = ("attach", "checksum", "copy", "directory", "fetch", "lookup", "spill", "tier")
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 

@@ -99,7 +99,10 @@ class Promotions:
 
             self._client = TransportClient(cache.arena)
         except (ImportError, OSError) as error:
-            logger.warning("PegaShm: blocks that are not in memory cannot be asked for, they are misses: %s", error)
+            logger.warning(
+                "PegaShm: blocks that are not in memory cannot be asked for, they are misses: %s",
+                error,
+            )
             return
         self._look()
 

@@ -224,10 +224,10 @@ class Client:
         """Wait for the calls in hand of other threads; later ones find nothing and change nothing. Before
         one's own slot is reaped, which is then somebody else's."""
     def find(
-        self, keys: Sequence[bytes], namespace_id: int, *, pin: bool = False
+        self, keys: Sequence[bytes], namespace_id: int, *, pin: bool = False, counted: bool = True
     ) -> tuple[Handles, Outcomes]:
         """Handles of READY blocks (0 where not OK) and OK | MISSING | PENDING | SPILLED | REMOTE. `pin`: hold each
-        found."""
+        found. `counted` False: these are no lookups of an engine here, and leave its counters alone."""
     def find_prefix(
         self, keys: Sequence[bytes], namespace_id: int, *, pin: bool = False
     ) -> tuple[Handles, Outcomes]:

@@ -228,7 +228,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         CClient(const View&, uint32_t)
         cbool valid()
         void retire()
-        uint32_t find(const Key*, uint32_t, cbool, cbool, uint64_t*, COutcome*)
+        uint32_t find(const Key*, uint32_t, cbool, cbool, uint64_t*, COutcome*, cbool)
         void pin(const uint64_t*, uint32_t, COutcome*)
         void unpin(const uint64_t*, uint32_t)
         void locate(const uint64_t*, uint32_t, uint64_t*, uint64_t*)
@@ -1258,7 +1258,7 @@ cdef class Client:
         with nogil:  # another thread's call, which it waits for, may want the GIL back only afterwards
             self.core.retire()
 
-    cdef _find(self, object keys, uint32_t namespace_id, cbool pin, cbool prefix):
+    cdef _find(self, object keys, uint32_t namespace_id, cbool pin, cbool prefix, cbool counted):
         cdef _Keys batch = _Keys(keys, namespace_id)
         handles = np.zeros(batch.count, dtype=np.uint64)
         outcomes = np.zeros(batch.count, dtype=np.uint8)
@@ -1269,14 +1269,14 @@ cdef class Client:
         if batch.count:
             with nogil:
                 judged = self.core.find(batch.keys, batch.count, pin, prefix, &handles_[0],
-                                        <COutcome*>&outcomes_[0])
+                                        <COutcome*>&outcomes_[0], counted)
         return (handles, outcomes) if judged == batch.count else (handles[:judged], outcomes[:judged])
 
-    def find(self, keys, uint32_t namespace_id, *, bint pin=False):
-        return self._find(keys, namespace_id, pin, False)
+    def find(self, keys, uint32_t namespace_id, *, bint pin=False, bint counted=True):
+        return self._find(keys, namespace_id, pin, False, counted)
 
     def find_prefix(self, keys, uint32_t namespace_id, *, bint pin=False):
-        return self._find(keys, namespace_id, pin, True)
+        return self._find(keys, namespace_id, pin, True, True)
 
     def pin(self, handles):
         cdef const uint64_t[::1] handles_ = _words(handles)

@@ -49,6 +49,7 @@ _SPILL_BYTES_LEAST: Final = 16 * MIB
 REMOTE_BLOCKS_DEFAULT: Final = 1_000_000
 _REMOTE_BLOCKS_MAX: Final = 1 << 30
 _HINTS_A_BUCKET: Final = 8
+_BUCKETS_A_PAGE: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +209,7 @@ class ServeConfig:
         """Buckets for the hints of other hosts: so many that they are four fifths full with --remote-blocks."""
         default = REMOTE_BLOCKS_DEFAULT if self.peers is not None else 0
         blocks = default if self.remote_blocks is None else self.remote_blocks
-        return -(-blocks * 5 // (4 * _HINTS_A_BUCKET))
+        return -(-blocks * 5 // (4 * _HINTS_A_BUCKET * _BUCKETS_A_PAGE)) * _BUCKETS_A_PAGE
 
     def _check_numa(self) -> None:
         if isinstance(self.numa, str):

@@ -113,6 +113,7 @@ def _contents(region: _native.Region, fd: int, *, with_blocks: bool) -> dict[str
         "clients": _clients(region, fd, clients, held),
         "segments": plain(region.segments()),
         "spill": _spill(region, fd, header),
+        "remote": _remote(region, fd, header, now_ns),
         "tally": plain(region.tally()),
         "pins": _pins(blocks),
         "ages": _ages(blocks, now_ns),
@@ -178,6 +179,20 @@ def _spill(region: _native.Region, fd: int, header: dict[str, Any]) -> dict[str,
                 "payload_bytes": int(rows["payload_bytes"][rows["file"] == number].sum()),
             }
             for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
+        ],
+    }
+
+
+def _remote(region: _native.Region, fd: int, header: dict[str, Any], now_ns: int) -> dict[str, Any]:
+    """The directory: which hosts are known here, and what they were last heard to hold."""
+    hosts: list[dict[str, Any]] = plain(region.remote_hosts())
+    return {
+        "worker_alive": liveness.holder_alive(fd, liveness.TRANSPORT_BYTE),
+        "places": header["remote_bucket_count"] * 8,
+        "hints": sum(host["hints"] for host in hosts),
+        "hosts": [
+            {**host, "heard_ago_ns": now_ns - host["heard_at_ns"] if host["heard_at_ns"] else None}
+            for host in hosts
         ],
     }
 

@@ -26,6 +26,7 @@ PIPE_COLUMNS = 180
 MODE_NAMES = {0: "read-write", 1: "save-only", 2: "load-only"}
 VERDICT_STYLES = {"ok": "bold green", "finding": "bold yellow", "cannot tell": "bold red"}
 SEGMENT_ROWS_MAX = 64
+HOST_ROWS_MAX = 64
 
 Column = tuple[str, Callable[[dict[str, Any]], str]]
 
@@ -49,6 +50,7 @@ def render(console: Console, document: dict[str, Any]) -> None:
     _segments(console, document["segments"])
     _states(console, document)
     _spill(console, document["spill"])
+    _remote(console, document["remote"])
     _table(console, "Counters", document["counters"], COUNTER_COLUMNS)
     if "blocks" in document:
         _table(console, "Blocks", document["blocks"], BLOCK_COLUMNS)
@@ -154,6 +156,23 @@ def _spill(console: Console, tier: dict[str, Any]) -> None:
     )
 
 
+def _remote(console: Console, directory: dict[str, Any]) -> None:
+    if not directory["places"]:
+        return
+    hosts = sorted(directory["hosts"], key=lambda host: (not host["usable"], -host["hints"]))
+    _table(console, "Other hosts", hosts[:HOST_ROWS_MAX], REMOTE_COLUMNS)
+    if len(hosts) > HOST_ROWS_MAX:
+        console.print(Text(f"  and {len(hosts) - HOST_ROWS_MAX} more: --json has all"))
+    beside = "" if directory["worker_alive"] else "; nobody listens to them: no transport worker"
+    console.print(
+        Text(
+            f"  {directory['hints']} hints of what {len(directory['hosts'])} other hosts hold, room for "
+            f"{directory['places']}{beside}"
+        ),
+        soft_wrap=True,
+    )
+
+
 def _pid(process: dict[str, Any], pid: int | None = None) -> str:
     """The number it recorded, and what to call it here when that is another."""
     own = process.get("pid") if pid is None else pid
@@ -222,6 +241,15 @@ SPILL_COLUMNS: tuple[Column, ...] = (
     ("is", lambda row: "in use" if row["usable"] else "out of use"),
     ("blocks", lambda row: str(row["blocks"])),
     ("payload", lambda row: format_bytes(row["payload_bytes"])),
+)
+REMOTE_COLUMNS: tuple[Column, ...] = (
+    ("host", lambda row: str(row["number"])),
+    ("is", lambda row: "in use" if row["usable"] else "not heard"),
+    ("stream", lambda row: row["address"] or "-"),
+    ("id", lambda row: str(row["host_id"])[:12]),
+    ("hints", lambda row: str(row["hints"])),
+    ("events", lambda row: str(row["events"])),
+    ("heard", lambda row: age_text(row["heard_ago_ns"])),
 )
 STATE_COLUMNS: tuple[Column, ...] = (
     ("state", lambda row: row["state"]),

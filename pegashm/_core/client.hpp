@@ -38,8 +38,9 @@ class Client {
 
   // Finds `keys`; with `prefix` stops after the first that nobody has: neither ok nor spilled nor remote.
   // Returns how many were judged.
+  // `counted`: as lookups of this host's engines; not those that other hosts have us make.
   uint32_t find(const Key* keys, uint32_t size, bool pin, bool prefix, uint64_t* handles,
-                Outcome* outcomes) noexcept {
+                Outcome* outcomes, bool counted = true) noexcept {
     const std::lock_guard guard(mutex_);
     constexpr uint32_t ahead = 16;
     Tally tally;
@@ -54,9 +55,14 @@ class Client {
       bool listed[ahead];
       RemoteBuckets hints[ahead];
       bool begun[ahead] = {};
-      for (uint32_t i = 0; i < lot; ++i) {
-        listed[i] = prefetch_record(view_, buckets[i]);
-        if (!listed[i] && remote.on()) begun[i] = remote.begin(keys[base + i], hints[i]);
+      for (uint32_t i = 0; i < lot; ++i) listed[i] = prefetch_record(view_, buckets[i]);
+      if (remote.on()) {
+        for (uint32_t i = 0; i < lot; ++i) {
+          begun[i] = !listed[i] && remote.begin(keys[base + i], hints[i]);
+        }
+        for (uint32_t i = 0; i < lot; ++i) {
+          if (begun[i]) prefetch_remote(view_, hints[i]);
+        }
       }
       for (uint32_t i = 0; i < lot; ++i) {
         const Found found = listed[i] ? find_key(view_, keys[base + i], buckets[i]) : Found{};
@@ -75,12 +81,12 @@ class Client {
         tally.add(outcome);
         if (prefix && outcome != Outcome::ok && outcome != Outcome::spilled &&
             outcome != Outcome::remote) {
-          count_find(tally);
+          if (counted) count_find(tally);
           return tally.judged;
         }
       }
     }
-    count_find(tally);
+    if (counted) count_find(tally);
     return tally.judged;
   }
 

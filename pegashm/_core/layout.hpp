@@ -34,6 +34,7 @@ inline constexpr uint64_t index_hash_version = 2;  // of buckets_of(): part of t
 inline constexpr uint64_t remote_hash_version = 1;  // of remote_hash(): hosts tell it to each other
 inline constexpr uint32_t remote_host_count = 4096;  // a hint has 12 bits for it
 inline constexpr uint64_t remote_bucket_count_max = uint64_t{1} << 28;
+inline constexpr uint64_t remote_page_buckets = 64;  // in a page of 4096 bytes, both of a hash
 
 struct ArenaEntry {
   uint64_t bytes;
@@ -226,7 +227,8 @@ static_assert(sizeof(RemoteHosts) == 512 + 128 * remote_host_count);
 struct RemoteBucket {
   uint64_t entries[entries_per_bucket];
 };
-static_assert(sizeof(RemoteBucket) == cache_line_bytes);
+static_assert(sizeof(RemoteBucket) == cache_line_bytes &&
+              remote_page_buckets * sizeof(RemoteBucket) == page_bytes_small);
 
 struct JournalEntry {
   uint64_t sequence;
@@ -402,8 +404,8 @@ inline bool plan_geometry(uint64_t segment_bytes, uint64_t block_bytes_min, uint
   out.journal_offset = place(sizeof(JournalEntry) * out.journal_entry_count);
   out.spill_offset = place(sizeof(SpillRecord) * spill_record_count);
   out.remote_hosts_offset = place(remote_bucket_count == 0 ? 0 : sizeof(RemoteHosts));
-  out.remote_offset = place(sizeof(RemoteBucket) * remote_bucket_count);
-  out.remote_bucket_count = remote_bucket_count;
+  out.remote_bucket_count = round_up(remote_bucket_count, remote_page_buckets);
+  out.remote_offset = place(sizeof(RemoteBucket) * out.remote_bucket_count);
   out.control_bytes = end;
   return true;
 }

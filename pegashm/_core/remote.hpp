@@ -56,16 +56,20 @@ inline uint64_t remote_hash(uint64_t seed, const Key& key) noexcept {
   return mix(mix(hash, 0xD6E8FEB86659FD93), 0xA0761D6478BD642F);
 }
 
-// The buckets are not as many as a power of two: a place each by multiplication, from 32 bits of their own.
+// Both buckets lie in one page of memory: in a table of gigabytes a second page would be a second walk of the page
+// tables, which costs more than the line. Pages are not as many as a power of two: one is found by multiplication.
 inline RemoteBuckets remote_buckets_of(const Geometry& geometry, uint64_t hash) noexcept {
-  const uint64_t count = geometry.remote_bucket_count;
   const uint64_t spread = mix(hash, 0xE7037ED1A0B428DB);
-  const uint64_t first = (spread >> 32) * count >> 32;
-  uint64_t second = (spread & 0xFFFFFFFF) * count >> 32;
-  if (second == first) second = first + 1 == count ? 0 : first + 1;
-  return {first, second, hash >> 14};
+  const uint64_t pages = geometry.remote_bucket_count / remote_page_buckets;
+  const uint64_t page = ((spread >> 32) * pages >> 32) * remote_page_buckets;
+  const uint64_t first = spread % remote_page_buckets;
+  uint64_t second = spread / remote_page_buckets % remote_page_buckets;
+  if (second == first) second = (first + 1) % remote_page_buckets;
+  return {page + first, page + second, hash >> 14};
 }
 
+// Of several keys in one tight loop, and not one by one between other work: a prefetch waits for the walk of the page
+// tables, and only walks that are close to each other in the instruction stream overlap.
 inline void prefetch_remote(const View& view, const RemoteBuckets& buckets) noexcept {
   __builtin_prefetch(&view.remote_bucket(buckets.first));
   __builtin_prefetch(&view.remote_bucket(buckets.second));
@@ -150,12 +154,11 @@ class RemoteLookup {
 
   bool on() const noexcept { return on_; }
 
-  // Starts loading what will be looked at; false: there is nothing to look at.
+  // Where to look; false: there is nothing to look at. Loads nothing: see prefetch_remote().
   bool begin(const Key& key, RemoteBuckets& buckets) noexcept {
     uint64_t hash = 0;
     if (!seeds_.hash(key, hash)) return false;
     buckets = remote_buckets_of(view_.geometry, hash);
-    prefetch_remote(view_, buckets);
     return true;
   }
 

@@ -214,7 +214,7 @@ class RemoteTable {
   }
 
  private:
-  // In lots under the lock, the buckets of each on their way before the first is looked at.
+  // In lots under the lock, and in them in parts whose buckets are all on their way before the first is looked at.
   template <typename Act>
   uint64_t each(const uint64_t* hashes, uint64_t count, const Act& act) noexcept {
     constexpr uint64_t ahead = 16, lot = 1024;
@@ -223,18 +223,14 @@ class RemoteTable {
     for (uint64_t base = 0; base < count; base += lot) {
       const std::lock_guard guard(mutex_);
       const uint64_t end = std::min(base + lot, count);
-      RemoteBuckets at[ahead];
-      for (uint64_t i = base; i < std::min(base + ahead, end); ++i) {
-        at[i % ahead] = remote_buckets_of(view_.geometry, hashes[i]);
-        prefetch_remote(view_, at[i % ahead]);
-      }
-      for (uint64_t i = base; i < end; ++i) {
-        const RemoteBuckets now = at[i % ahead];
-        if (i + ahead < end) {
-          at[i % ahead] = remote_buckets_of(view_.geometry, hashes[i + ahead]);
-          prefetch_remote(view_, at[i % ahead]);
+      for (uint64_t first = base; first < end; first += ahead) {
+        RemoteBuckets at[ahead];
+        const uint64_t last = std::min(first + ahead, end);
+        for (uint64_t i = first; i < last; ++i) {
+          at[i - first] = remote_buckets_of(view_.geometry, hashes[i]);
         }
-        changed += act(i, now) ? 1u : 0u;
+        for (uint64_t i = first; i < last; ++i) prefetch_remote(view_, at[i - first]);
+        for (uint64_t i = first; i < last; ++i) changed += act(i, at[i - first]) ? 1u : 0u;
       }
     }
     return changed;

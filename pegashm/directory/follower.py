@@ -42,6 +42,9 @@ _SWEEP_SECONDS: Final = 1.0
 _TELL_SECONDS: Final = 2.0
 _MESSAGES_AT_ONCE: Final = 64
 _QUEUE_MESSAGES: Final = 1024
+# Asking so many sockets what they have takes longer than a message: let some come together first.
+_MANY_HOSTS: Final = 16
+_GATHER_SECONDS: Final = 0.02
 _SNAPSHOTS_AT_ONCE: Final = 4
 _CHUNKS_WAITING_MAX: Final = 64
 _BAD_MAX: Final = 100
@@ -157,6 +160,8 @@ class Follower:
         try:
             while not self._stopping.is_set():
                 self._go_on(dict(self._poller.poll(_POLL_MS)))
+                if len(self._followed) > _MANY_HOSTS:
+                    self._stopping.wait(_GATHER_SECONDS)
         finally:
             self._table.set_none_usable()
             for followed in tuple(self._followed.values()):

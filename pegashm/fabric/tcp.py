@@ -82,7 +82,9 @@ class TcpFabric(Fabric):
         `streams`: how many a read may use. OSError when the port is taken, ConfigError when the certificate cannot be used.
         """
         if streams < 1 or loops < 1:
-            raise ConfigError(f"the TCP fabric needs a stream and a loop at least, got {streams}, {loops}")
+            raise ConfigError(
+                f"the TCP fabric needs a stream and a loop at least, got {streams}, {loops}"
+            )
         self._address = payload_address
         array = (ctypes.c_char * payload_bytes).from_address(payload_address)
         self._payload = memoryview(array).cast("B")
@@ -128,9 +130,7 @@ class TcpFabric(Fabric):
         self._leases.dismiss(peer)
         self._server.wake()
 
-    def grant(
-        self, peer: bytes, lease_id: int, blocks: Sequence[Served], expires: float
-    ) -> Grant:
+    def grant(self, peer: bytes, lease_id: int, blocks: Sequence[Served], expires: float) -> Grant:
         lease = self._leases.grant(peer, lease_id, blocks, expires)
         return Grant(lease_id, pack_grant(lease.ticket))
 

@@ -109,9 +109,7 @@ class Leases:
         for peer in peers:
             self.dismiss(peer)
 
-    def grant(
-        self, peer: bytes, lease_id: int, blocks: Sequence[Served], expires: float
-    ) -> Lease:
+    def grant(self, peer: bytes, lease_id: int, blocks: Sequence[Served], expires: float) -> Lease:
         for offset, nbytes in blocks:
             if not 0 <= offset < offset + nbytes <= self._payload_bytes:
                 raise ValueError(

@@ -52,9 +52,6 @@ _SHARE_BYTES: Final = 2 << 20
 _SUM_BYTES: Final = 8
 _SEED_MASK: Final = (1 << 64) - 1
 _TIMEVAL: Final = struct.Struct("ll")
-import os
-LOWAT=int(os.environ.get("LOWAT","8388608"))
-RCVBUF=int(os.environ.get("RCVBUF","0"))
 OK, FAILED, LATE = ReadOutcome.OK, ReadOutcome.FAILED, ReadOutcome.LATE
 
 Share = Sequence[int]  # indexes into the parts of a read
@@ -295,7 +292,6 @@ class _Stream:
         try:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if RCVBUF: self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RCVBUF)
             if self._tls:
                 self._sock.settimeout(max(deadline - time.monotonic(), 0.001))
                 self._sock = _secured(self._sock, offer.fingerprint)
@@ -392,18 +388,14 @@ class _Stream:
 
     def _fill(self, views: list[memoryview], deadline: float) -> None:
         """Receive into all of these. TimeoutError, OSError."""
-        missing = sum(map(len, views))
         while views:
             self._limit(deadline)
-            if not self._tls:
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, min(missing, LOWAT))
             try:
                 count = self._some(views)
             except BlockingIOError:
                 raise TimeoutError from None
             if not count:
                 raise ConnectionResetError("the peer has closed the stream")
-            missing -= count
             while views and count >= len(views[0]):
                 count -= len(views.pop(0))
             if count:
@@ -445,7 +437,7 @@ def _await(under_way: Sequence[Future[None]]) -> None:
         while not helper.done():
             try:
                 wait([helper])
-            except BaseException as error:  # noqa: BLE001, PERF203 - raised below
+            except BaseException as error:  # noqa: BLE001 - raised below
                 interrupted = error
     if interrupted is not None:
         raise interrupted
@@ -463,7 +455,7 @@ def _secured(sock: socket.socket, fingerprint: bytes) -> ssl.SSLSocket:
     shown = secured.getpeercert(binary_form=True) or b""
     if not secrets.compare_digest(hashlib.sha256(shown).digest(), fingerprint):
         secured.close()
-        raise ValueError("who answers at the peer's address shows another certificate than the peer's offer names")
+        raise ValueError(
+            "who answers at the peer's address shows another certificate than the peer's offer names"
+        )
     return secured
-
-

@@ -197,7 +197,6 @@ class _Loop:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if os.environ.get("SNDBUF"): sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, int(os.environ["SNDBUF"]))
             stream = Stream(server, sock)
             self.streams[stream.descriptor] = stream
             self._epoll.register(stream.descriptor, stream.waits_for)
@@ -217,7 +216,9 @@ class _Loop:
             oldest = server.strangers.popleft() if many else None
         if oldest is not None:
             oldest.unwanted = True  # its own loop closes it
-            server.complain(f"more than {_STRANGERS_MAX} connections did not say hello: the oldest is closed")
+            server.complain(
+                f"more than {_STRANGERS_MAX} connections did not say hello: the oldest is closed"
+            )
             server.wake()
         self._turn(stream)
 
@@ -421,7 +422,9 @@ class Stream:
             known = lease is not None
             self._refuse(request, Status.UNKNOWN, "asks under a lease that is not its own" * known)
         elif any(lease.blocks.get(offset) != nbytes for offset, nbytes in blocks):
-            self._refuse(request, Status.NOT_COVERED, "asks for a block that its lease does not cover")
+            self._refuse(
+                request, Status.NOT_COVERED, "asks for a block that its lease does not cover"
+            )
         elif not lease.enter():
             self._refuse(request, Status.UNKNOWN, "")
         else:
@@ -485,11 +488,8 @@ class Stream:
 
     def _write(self) -> bool:
         out = self._out
-        while out:
-            sent = self._channel.send(out)
-            if sent is None:
-                self.waits_for = select.EPOLLOUT
-                return False
+        sent = self._channel.send(out)
+        if sent is not None:
             self._since = time.monotonic()
             self._server.counters["bytes"] += sent
             done = 0
@@ -499,6 +499,9 @@ class Stream:
             del out[:done]
             if sent:
                 out[0] = out[0][sent:]
+        if out:  # full: asking again would say so once more
+            self.waits_for = select.EPOLLOUT
+            return False
         return True
 
     def _drop_reply(self) -> None:

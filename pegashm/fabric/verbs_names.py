@@ -7,6 +7,7 @@ Two are known: 44 (Debian 12, with its rdma-core) names its constants `pyverbs.e
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 from pegashm.errors import ResourceError
@@ -37,6 +38,10 @@ _HOW: Final = (
     "the folder `pyverbs` of /usr/lib/python3/dist-packages linked into this one's site-packages (same Python version). See docs/rdma.md"
 )
 
+# pyverbs sets up the root logger when it is imported, if nobody has: that is for the program to do.
+_root: Final = logging.getLogger()
+_before: Final = (_root.level, list(_root.handlers))
+
 try:
     from pyverbs.addr import GID, AHAttr, GlobalRoute
     from pyverbs.cq import CQ
@@ -48,6 +53,10 @@ try:
     from pyverbs.wr import SGE, SendWR
 except ImportError as error:
     raise ResourceError(f"no RDMA: pyverbs cannot be imported ({error}). {_HOW}") from error
+finally:
+    _root.setLevel(_before[0])
+    for _handler in [each for each in _root.handlers if each not in _before[1]]:
+        _root.removeHandler(_handler)
 
 
 def _constants() -> Any:

@@ -15,8 +15,9 @@ import logging
 import threading
 import time
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from pegashm.errors import ResourceError
 from pegashm.fabric.interface import Connection, Grant, Part, ReadOutcome
@@ -30,46 +31,56 @@ __all__ = ["Rail", "VerbsConnection"]
 _log: Final = logging.getLogger(__name__)
 
 _DRAIN_SECONDS: Final = 0.05
-# Polling: this often at once, then with sleeps between. A READ of 64 KiB takes 10 us on a fast network, and
-# a sleep of 20 us lasts about 75.
+# A few READs: poll this often at once (64 KiB take 10 us on a fast network), then with short sleeps between, which last
+# about 75 us. Many: sleep while about half of those under way arrive; the device has the other half to go on with.
 _EAGER_POLLS: Final = 50
+_FEW: Final = 4
 _NAP_SECONDS: Final = 20e-6
-_LONG_NAP_SECONDS: Final = 200e-6
-_EAGER_NAPS: Final = 200
+_NAP_SECONDS_MAX: Final = 1e-3
+_SMOOTHING: Final = 0.2
 # New requests are posted when so many places are free: fewer calls, longer chains.
 _REFILL: Final = 8
 
 
-class _Piece(NamedTuple):
-    """One READ."""
-
-    part: int
-    rail: int
-    address: int
-    key: int
-    nbytes: int
-    remote: int
-    rkey: int
+# One READ: part, rail, address here, its key, bytes, address there, its key. A plain tuple: there are many.
+_Piece = tuple[int, int, int, int, int, int, int]
 
 
 class _Reading:
-    """One call of `read`: what is still to be posted, what is still to come."""
+    """One call of `read`: which parts are not cut into READs yet, which READs are not posted yet, what is still to come."""
 
-    __slots__ = ("missing", "outcomes", "pending", "under_way", "unfinished")
+    __slots__ = (
+        "cut",
+        "missing",
+        "outcomes",
+        "parts",
+        "pending",
+        "rows",
+        "starts",
+        "under_way",
+        "unfinished",
+    )
 
-    def __init__(self, count: int) -> None:
-        self.outcomes: list[ReadOutcome | None] = [None] * count
-        self.missing = [0] * count  # pieces of each part that have not arrived
-        self.pending: list[list[_Piece]] = []  # by rail, last first
-        self.under_way = 0
-        self.unfinished = 0  # pieces
+    def __init__(self, parts: Sequence[Part], rows: Sequence[Row], rails: int) -> None:
+        self.parts = parts
+        self.rows = rows
+        self.starts = [row.offset for row in rows]
+        self.outcomes: list[ReadOutcome | None] = [None] * len(parts)
+        self.missing = [0] * len(parts)  # READs of each part that have not arrived
+        self.cut = 0  # parts
+        self.pending: list[deque[_Piece]] = [deque() for _ in range(rails)]
+        self.under_way = 0  # READs
+        self.unfinished = len(parts)
 
     def arrived(self, part: int) -> None:
         self.under_way -= 1
-        self.unfinished -= 1
         self.missing[part] -= 1
-        if not self.missing[part] and self.outcomes[part] is None:
-            self.outcomes[part] = ReadOutcome.OK
+        if not self.missing[part]:
+            self.finish(part, ReadOutcome.OK)
+
+    def finish(self, part: int, outcome: ReadOutcome) -> None:
+        self.outcomes[part] = outcome
+        self.unfinished -= 1
 
 
 class Rail:
@@ -77,7 +88,7 @@ class Rail:
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
-        self.depth = queue.depth
+        self.depth: int = queue.depth
         self.posted = 0
         self.done = 0
         self.owners: list[tuple[_Reading, int] | None] = [None] * self.depth
@@ -101,26 +112,27 @@ class Rail:
     def free(self) -> int:
         return self.depth - self.under_way
 
-    def post(self, reading: _Reading, pieces: list[_Piece], count: int) -> None:
-        """Post the last `count` of the pieces, last first, in one chain. PyverbsError: none of them may be counted on."""
+    def post(self, reading: _Reading, pieces: deque[_Piece], count: int) -> None:
+        """Post the first `count` of the pieces in one chain. PyverbsError: none of them may be counted on."""
         first = before = None
-        for n in range(count):
-            piece = pieces.pop()
+        last = self.posted + count - 1
+        reading.under_way += count
+        while self.posted <= last:
+            part, _, address, key, nbytes, remote, rkey = pieces.popleft()
             place = self.posted % self.depth
-            self.posted += 1
-            self.owners[place] = (reading, piece.part)
             sge = self._sges[place]
-            sge.addr = piece.address
-            sge.length = piece.nbytes
-            sge.lkey = piece.key
-            request = self._last[place] if n == count - 1 else self._linked[place]
-            request.set_wr_rdma(piece.rkey, piece.remote)
+            sge.addr = address
+            sge.length = nbytes
+            sge.lkey = key
+            request = self._last[place] if self.posted == last else self._linked[place]
+            request.set_wr_rdma(rkey, remote)
             if before is None:
                 first = request
             else:
                 before.next_wr = request
             before = request
-        reading.under_way += count
+            self.owners[place] = (reading, part)
+            self.posted += 1
         self.queue.post(first)
 
     def poll(self) -> int:
@@ -141,12 +153,12 @@ class Rail:
         """Read the peer's name over this rail; what went wrong, None if it is the one expected."""
         device = self.queue.device
         with device.probing():
-            reading = _Reading(1)
-            reading.missing[0] = reading.unfinished = 1
             landing = device.landing
-            piece = _Piece(0, 0, landing.buf, landing.lkey, len(expected), address, rkey)
+            reading = _Reading([Part(0, len(expected), landing.buf)], (), 0)
+            reading.missing[0] = 1
+            piece = (0, 0, landing.buf, landing.lkey, len(expected), address, rkey)
             try:
-                self.post(reading, [piece], 1)
+                self.post(reading, deque([piece]), 1)
                 while not self.poll():
                     if time.monotonic() > deadline:
                         self.queue.close()
@@ -191,6 +203,8 @@ class VerbsConnection(Connection):
         self._on_end = on_end
         self._turn = threading.Lock()
         self._readings: set[_Reading] = set()
+        self._interval = _NAP_SECONDS  # between two arrivals, lately
+        self._arrived_at = 0.0
         self._broken = False
 
     @property
@@ -204,7 +218,6 @@ class VerbsConnection(Connection):
             return [ReadOutcome.LATE] * len(parts)
         if self._broken:
             return [ReadOutcome.FAILED] * len(parts)
-        reading = _Reading(len(parts))
         try:
             rows = parse_grant(
                 grant.opaque,
@@ -212,10 +225,10 @@ class VerbsConnection(Connection):
                 connection=self.number,
                 most=self._grant_bytes_max,
             )
-            self._cut(reading, rows, parts)
-        except (ValueError, ResourceError) as error:
+        except ValueError as error:
             _log.warning("verbs: nothing is read under lease %d: %s", grant.lease_id, error)
             return [ReadOutcome.FAILED] * len(parts)
+        reading = _Reading(parts, rows, len(self._rails))
         late = self._carry_out(reading, deadline)
         rest = ReadOutcome.LATE if late else ReadOutcome.FAILED
         return [rest if outcome is None else outcome for outcome in reading.outcomes]
@@ -226,54 +239,40 @@ class VerbsConnection(Connection):
 
     # -- one read ----------------------------------------------------------------------------------
 
-    def _cut(self, reading: _Reading, rows: Sequence[Row], parts: Sequence[Part]) -> None:
-        """Make pieces of all parts. One that the grant does not cover, or with no block of ours to go to, is FAILED."""
-        starts = [row.offset for row in rows]
-        by_rail: list[list[_Piece]] = [[] for _ in self._rails]
-        for number, part in enumerate(parts):
-            to = part.address - self._payload_address
-            if part.nbytes > 0 and self._chunks.covers(to, part.nbytes):
-                pieces = self._pieces(number, part, to, rows, starts)
-            else:
-                pieces = None
-            if pieces is None:
-                reading.outcomes[number] = ReadOutcome.FAILED
-                continue
-            reading.missing[number] = len(pieces)
-            reading.unfinished += len(pieces)
-            for piece in pieces:
-                by_rail[piece.rail].append(piece)
-        for of_rail in by_rail:
-            of_rail.reverse()
-        reading.pending = by_rail
+    def _cut(self, reading: _Reading) -> None:
+        """Make READs of the next part. One that the grant does not cover, or with no block of ours to go to, is FAILED."""
+        number = reading.cut
+        reading.cut += 1
+        part = reading.parts[number]
+        pieces = self._pieces(reading, number, part)
+        if not pieces:
+            reading.finish(number, ReadOutcome.FAILED)
+            return
+        reading.missing[number] = len(pieces)
+        for piece in pieces:
+            reading.pending[piece[1]].append(piece)
 
-    def _pieces(
-        self, number: int, part: Part, to: int, rows: Sequence[Row], starts: Sequence[int]
-    ) -> list[_Piece] | None:
-        offset, end = part.offset, part.offset + part.nbytes
-        if offset < 0 or end > self._remote_bytes:
-            return None
-        found = []
-        at = bisect_right(starts, offset) - 1
+    def _pieces(self, reading: _Reading, number: int, part: Part) -> list[_Piece]:
+        offset, nbytes, address = part
+        end = offset + nbytes
+        to = address - self._payload_address
+        if not (self._chunks.covers(to, nbytes) and 0 <= offset and end <= self._remote_bytes):
+            return []
+        found: list[_Piece] = []
+        at = bisect_right(reading.starts, offset) - 1
         while offset < end:
-            if not 0 <= at < len(rows):
-                return None
-            row = rows[at]
-            stop = min(end, row.offset + row.nbytes)
-            if not row.offset <= offset < stop or row.rail >= len(self._rails):
-                return None
-            device = self._rails[row.rail].queue.device
-            for chunk, here, nbytes in self._chunks.pieces(to, stop - offset):
+            if not 0 <= at < len(reading.rows):
+                return []
+            start, length, rail, rkey = reading.rows[at]
+            stop = min(end, start + length)
+            if not start <= offset < stop or rail >= len(self._rails):
+                return []
+            device = self._rails[rail].queue.device
+            there = self._remote_address + offset - to
+            for chunk, here, count in self._chunks.pieces(to, stop - offset):
+                key = device.region(chunk).lkey
                 found.append(
-                    _Piece(
-                        number,
-                        row.rail,
-                        self._payload_address + here,
-                        device.region(chunk).lkey,
-                        nbytes,
-                        self._remote_address + offset + here - to,
-                        row.rkey,
-                    )
+                    (number, rail, self._payload_address + here, key, count, there + here, rkey)
                 )
             to += stop - offset
             offset = stop
@@ -292,17 +291,25 @@ class VerbsConnection(Connection):
                         return False
                     try:
                         arrived = self._advance(reading)
-                    except (PyverbsError, ValueError) as error:
+                    except (PyverbsError, ResourceError, ValueError) as error:
                         self._break(str(error))
                         return False
-                    if reading.unfinished and time.monotonic() >= deadline:
+                    now = time.monotonic()
+                    if reading.unfinished and now >= deadline:
                         if reading.under_way:
                             self._break("the deadline of a read passed")
                         return True
+                    under_way = sum(rail.under_way for rail in self._rails)
+                    if arrived:
+                        each = min((now - self._arrived_at) / arrived, _NAP_SECONDS_MAX)
+                        self._interval += (each - self._interval) * _SMOOTHING
+                        self._arrived_at = now
                 idle = 0 if arrived else idle + 1
-                if idle > _EAGER_POLLS:
-                    napped = idle - _EAGER_POLLS
-                    time.sleep(_NAP_SECONDS if napped < _EAGER_NAPS else _LONG_NAP_SECONDS)
+                if under_way > _FEW:
+                    half = self._interval * under_way / 2
+                    time.sleep(min(max(half, _NAP_SECONDS), _NAP_SECONDS_MAX))
+                elif idle > _EAGER_POLLS:
+                    time.sleep(min(_NAP_SECONDS * (idle / _EAGER_POLLS), _NAP_SECONDS_MAX))
                 elif len(self._readings) > 1:
                     time.sleep(0)
         finally:
@@ -311,13 +318,22 @@ class VerbsConnection(Connection):
         return False
 
     def _advance(self, reading: _Reading) -> int:
-        share = max(1, self._rails[0].depth // len(self._readings))
-        arrived = 0
-        for rail, pending in zip(self._rails, reading.pending, strict=True):
-            if pending:
-                count = min(rail.free, share - reading.under_way, len(pending))
-                if count >= min(_REFILL, share, len(pending)):
+        """Post what there is room for, and see what has arrived, whoever it is for; how many READs."""
+        room = max(1, self._rails[0].depth // len(self._readings)) - reading.under_way
+        waiting = len(reading.parts) - reading.cut + sum(map(len, reading.pending))
+        if waiting and room >= min(_REFILL, waiting):
+            for _ in range(room):
+                if reading.cut < len(reading.parts):
+                    self._cut(reading)
+            for rail, pending in zip(self._rails, reading.pending, strict=True):
+                count = min(rail.free, room, len(pending))
+                if count > 0:
+                    if not rail.under_way:
+                        self._arrived_at = time.monotonic()
                     rail.post(reading, pending, count)
+                    room -= count
+        arrived = 0
+        for rail in self._rails:
             if rail.under_way:
                 arrived += rail.poll()
         return arrived

@@ -200,7 +200,7 @@ class Serving:
         self, connection: _Connection, blocks: Sequence[Served]
     ) -> list[tuple[int, int, int, int]]:
         """(rail, chunk, offset, bytes) of the spans that hold the blocks, by offset."""
-        pieces = []
+        pieces: list[tuple[int, int, int]] = []
         for offset, nbytes in blocks:
             # Whole pages: what follows a block's bytes in its last page is that block's own.
             whole = round_up(nbytes, PAGE_BYTES)

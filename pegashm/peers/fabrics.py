@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from pegashm._native import Region
-from pegashm.errors import ConfigError, PegaShmError, ResourceError
+from pegashm.errors import PegaShmError, ResourceError
 from pegashm.fabric.interface import Fabric
 from pegashm.logs import logger
 from pegashm.peers.addresses import Address
@@ -25,6 +25,7 @@ __all__ = ["open_fabrics", "reachable_offers"]
 
 _CERTIFICATE_FILE: Final = "tls.crt"
 _TLS_KEY_FILE: Final = "tls.key"
+_DEVICES: Final = "/sys/class/infiniband"
 
 
 def open_fabrics(
@@ -46,23 +47,33 @@ def open_fabrics(
 
 
 def _try_verbs(fabrics: dict[str, Fabric], region: Region, lock_fd: int, *, must: bool) -> None:
-    opener = _verbs_opener()
-    if isinstance(opener, str):
-        if must:
-            raise ConfigError(f"--fabric verbs: {opener}")
-        logger.info("no RDMA (%s): payloads of other hosts come by TCP", opener)
-        return
     try:
-        fabrics["verbs"] = opener(region, lock_fd)
+        fabrics["verbs"] = _verbs(region, lock_fd)
     except (OSError, PegaShmError) as error:
         if must:
             raise ResourceError(f"--fabric verbs: {error}") from error
-        logger.warning("RDMA cannot be used (%s): payloads of other hosts come by TCP", error)
+        logger.info("payloads of other hosts come by TCP: %s", error)
 
 
-def _verbs_opener() -> Callable[[Region, int], Fabric] | str:
-    """How to open it, or why it cannot be."""
-    return "this build has no RDMA"
+def _verbs(region: Region, lock_fd: int) -> Fabric:
+    if not os.path.isdir(_DEVICES) or not os.listdir(_DEVICES):
+        raise ResourceError(
+            "this machine has no RDMA device (there is nothing in /sys/class/infiniband)"
+        )
+    from pegashm.fabric.verbs import VerbsFabric
+    from pegashm.fabric.verbs_memory import Place
+    from pegashm.fabric.verbs_names import PyverbsError
+
+    places, offset = [], 0
+    for arena in region.header["arenas"]:
+        places.append(Place(offset, int(arena["bytes"]), int(arena["numa_node"])))
+        offset += int(arena["bytes"])
+    try:
+        return VerbsFabric(
+            region.payload_address, region.payload_bytes, places=places, lock_fd=lock_fd
+        )
+    except PyverbsError as error:
+        raise ResourceError(f"RDMA cannot be used: {error}") from error
 
 
 def _tcp(region: Region, listen: Address, keys: str | None) -> Fabric:

@@ -35,7 +35,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pegashm.fabric.interface import OPAQUE_BYTES_MAX
+from pegashm.fabric.interface import GRANT_BYTES_MAX, OPAQUE_BYTES_MAX
 from pegashm.payload_sums import PARTS_MAX
 
 __all__ = [
@@ -296,8 +296,8 @@ class _Reader:
         except UnicodeDecodeError:
             raise _BodyError("has text that is not UTF-8") from None
 
-    def opaque(self) -> bytes:
-        return self.take(self.bounded(2, OPAQUE_BYTES_MAX, "opaque bytes"))
+    def opaque(self, most: int = OPAQUE_BYTES_MAX) -> bytes:
+        return self.take(self.bounded(2, most, "opaque bytes"))
 
     def keys(self, count: int) -> tuple[bytes, ...]:
         keys = []
@@ -497,7 +497,7 @@ def _pack_pinned(message: Pinned) -> tuple[Type, bytes]:
             _number(message.lease_id, 8),
             _number(message.lease_ms, 4),
             _number(message.load, 2),
-            _opaque(message.grant),
+            _opaque(message.grant, GRANT_BYTES_MAX),
             _number(len(message.rows), 4),
             message.rows.tobytes(),
             message.sums.astype("<u8").tobytes(),
@@ -511,7 +511,7 @@ def _parse_pinned(request_id: int, reader: _Reader) -> Pinned:
         reader.bounded(4, LEASE_MS_MAX, "ms"),
         reader.number(2),
     )
-    grant = reader.opaque()
+    grant = reader.opaque(GRANT_BYTES_MAX)
     count = reader.bounded(4, KEYS_MAX, "rows", 1)
     rows = np.frombuffer(reader.take(count * ROW_FIELDS.itemsize), ROW_FIELDS)
     tail = reader.rest(count * PARTS_MAX * 8)
@@ -648,9 +648,9 @@ def _text(value: str, most: int) -> bytes:
     return bytes((len(text),)) + text
 
 
-def _opaque(value: bytes) -> bytes:
-    if len(value) > OPAQUE_BYTES_MAX:
-        raise ValueError(f"{len(value)} opaque bytes, at most {OPAQUE_BYTES_MAX}")
+def _opaque(value: bytes, most: int = OPAQUE_BYTES_MAX) -> bytes:
+    if len(value) > most:
+        raise ValueError(f"{len(value)} opaque bytes, at most {most}")
     return _number(len(value), 2) + value
 
 

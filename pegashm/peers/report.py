@@ -56,9 +56,9 @@ class PeersReport:
 
     def lines(self) -> list[str]:
         said = self.as_dict()
+        fabrics = ", ".join(said["fabrics"])
         lines = [
-            f"arena {self.name} listens on {said['listen']} ({', '.join(said['fabrics'])}), host "
-            f"{said['host_id'][:12]}"
+            f"arena {self.name} listens on {said['listen']} ({fabrics}), host {said['host_id'][:12]}"
         ]
         if self.exit_status:
             what = "does not answer" if self.alive else "is not running"

@@ -286,7 +286,7 @@ class Server:
             self._answer(route, pin, rows)
             return
         if self._promote is not None and pin.wait_ms and len(self._waiting) < _WAITING_MAX:
-            _, outcomes = self._client.find(pin.keys, namespace_id)
+            _, outcomes = self._client.find(pin.keys, namespace_id, counted=False)
             spilled = tuple(pin.keys[at] for at in np.flatnonzero(outcomes == _native.SPILLED))
             if spilled:
                 waiting = _Waiting(route, token, pin, time.monotonic() + pin.wait_ms / 1000)
@@ -302,7 +302,7 @@ class Server:
 
     def _lease(self, route: bytes, token: bytes, pin: Pin, namespace_id: int) -> None:
         """Pin what is in memory, as much as may be, and answer."""
-        handles, outcomes = self._client.find(pin.keys, namespace_id, pin=True)
+        handles, outcomes = self._client.find(pin.keys, namespace_id, pin=True, counted=False)
         rows = np.zeros(len(pin.keys), ROW_FIELDS)
         rows["outcome"] = np.where(outcomes == _native.PENDING, Outcome.PENDING, Outcome.MISSING)
         # On SSD still: not promoted in time. It is there, and may be had later.
@@ -342,24 +342,34 @@ class Server:
         handles: Words,
     ) -> None:
         seconds = min(pin.lease_ms / 1000, _LEASE_SECONDS_MAX)
-        pinned = rows[rows["outcome"] == Outcome.OK]
+        places = np.flatnonzero(rows["outcome"] == Outcome.OK)
         blocks = [
             Served(offset, nbytes)
             for offset, nbytes in zip(
-                pinned["offset"].tolist(), pinned["nbytes"].tolist(), strict=True
+                rows["offset"][places].tolist(), rows["nbytes"][places].tolist(), strict=True
             )
         ]
-        try:
-            lease_id, grant = self._leases.grant(
-                token, self._fabrics[pin.fabric], handles, blocks, time.monotonic() + seconds
-            )
-        except (ValueError, OSError) as error:
-            self._client.unpin(handles)
-            self._say(route, Refused(pin.request_id, Reason.FABRIC, str(error)))
-            return
+        while True:
+            try:
+                lease_id, grant = self._leases.grant(
+                    token, self._fabrics[pin.fabric], handles, blocks, time.monotonic() + seconds
+                )
+                break
+            except (ValueError, OSError) as error:
+                # Perhaps they lie too scattered for one grant of this fabric: then half of them.
+                half = len(blocks) // 2
+                self._client.unpin(handles[half:])
+                if not half:
+                    self._say(route, Refused(pin.request_id, Reason.FABRIC, str(error)))
+                    return
+                later = places[half:]
+                sums = sums[: int(rows["sum_count"][places[:half]].sum(dtype=np.int64))]
+                rows[later] = 0
+                rows["outcome"][later] = Outcome.NOT_NOW
+                places, blocks, handles = places[:half], blocks[:half], handles[:half]
         self.served_blocks += len(blocks)
         self._count("remote_served", len(blocks))
-        self._count("remote_bytes_served", int(pinned["nbytes"].sum()))
+        self._count("remote_bytes_served", sum(block.nbytes for block in blocks))
         self._answer(
             route, pin, rows, sums, lease_id=lease_id, lease_ms=int(seconds * 1000), grant=grant
         )

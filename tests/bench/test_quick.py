@@ -19,6 +19,7 @@ FIGURES = {
     "attach": {"attach_ms", "ratio_largest"},
     "checksum": {"hash_cold_gbs", "store_share", "load_share", "batch_ms_more"},
     "copy": {"share_median", "share_min", "share_batch_median"},
+    "fetch": {"share_median", "share_min", "one_block_us", "cpu_s_gb_serving", "cpu_s_gb_reading"},
     "directory": {"cpu_share", "table_bytes", "events_s", "miss_ns_more"},
     "lookup": {"cold_hits", "hot_misses"},
     "tier": {"hit_rate_with", "hit_rate_without", "wrong_blocks", "slowdown_p50"},
@@ -40,6 +41,10 @@ def test_runs_and_ends_with_one_json_object(name: str) -> None:
     """The question, machine, command, limits and hash stand above the JSON; nothing stays behind."""
     if name == "spill" and shutil.which("fio") is None:
         pytest.skip("bench.spill measures beside fio, and there is none here: apt install fio")
+    if name == "fetch" and shutil.which("iperf3") is None:
+        pytest.skip(
+            "bench.fetch measures beside iperf3, and there is none here: apt install iperf3"
+        )
     before = left_behind()
 
     done = subprocess.run(

@@ -162,12 +162,14 @@ class Engine(Child):
         extra: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         setup = {
             "options": {"model": str(model), **(options or {})},
             "transfer": None if arena is None else transfer_config(extra),
         }
-        command = [sys.executable, "-X", "faulthandler", str(HERE / "child.py"), json.dumps(setup)]
+        command = [*prefix, sys.executable, "-X", "faulthandler"]
+        command += [str(HERE / "child.py"), json.dumps(setup)]
         super().__init__(command, log, engine_environment(arena, environment), talks=True)
 
     def ready(self) -> Engine:
@@ -276,10 +278,18 @@ class Server(Child):
 class Supervisor(Child):
     """`pegashm serve`. Ready when `pegashm status` would say so to a process manager."""
 
-    def __init__(self, arena: str, size: str, log: Path, *, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        arena: str,
+        size: str,
+        log: Path,
+        *,
+        options: Sequence[str] = (),
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.arena = arena
         self.pegashm = [sys.executable, "-m", "pegashm"]
-        command = [*self.pegashm, "serve", "--name", arena, "--size", size, *options]
+        command = [*prefix, *self.pegashm, "serve", "--name", arena, "--size", size, *options]
         super().__init__(command, log, dict(os.environ))
 
     def ready(self) -> Supervisor:

@@ -8,6 +8,9 @@ One that lacks a device skips with the reason. Called by `conftest.py` and, in a
 from __future__ import annotations
 
 import functools
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,6 +46,35 @@ def _tcp(arena: Arena, role: str) -> Fabric:
 
     region = arena.region
     return TcpFabric(region.payload_address, region.payload_bytes, host="127.0.0.1")
+
+
+def _tcp_tls(arena: Arena, role: str) -> Fabric:
+    from pegashm.fabric.tcp import TcpFabric, TlsFiles
+
+    region = arena.region
+    with tempfile.TemporaryDirectory(prefix="pegashm-") as folder:
+        files = TlsFiles(certificate=f"{folder}/certificate.pem", key=f"{folder}/key.pem")
+        command = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+        ]
+        command += ["-nodes", "-subj", "/CN=pegashm", "-days", "1"]
+        command += ["-keyout", files.key, "-out", files.certificate]
+        subprocess.run(command, check=True, capture_output=True)
+        return TcpFabric(region.payload_address, region.payload_bytes, tls=files)
+
+
+def _tls_why_not() -> str | None:
+    return (
+        None
+        if shutil.which("openssl")
+        else "needs openssl to make a certificate: apt install openssl"
+    )
 
 
 def _verbs(arena: Arena, role: str, *, windows: bool) -> Fabric:
@@ -84,6 +116,15 @@ KINDS: dict[str, Kind] = {
         leases_outlive_connections=True,
         whole_blocks=True,
     ),
+    "tcp-tls": Kind(
+        open=_tcp_tls,
+        why_not=_tls_why_not,
+        streams=True,
+        revoke_stops=True,
+        serving_needed=True,
+        leases_outlive_connections=True,
+        whole_blocks=True,
+    ),
     # Memory windows: the key of a lease dies with it, and with the connection that it was bound to.
     "verbs": Kind(
         open=functools.partial(_verbs, windows=True),
@@ -91,7 +132,5 @@ KINDS: dict[str, Kind] = {
         revoke_stops=True,
     ),
     # As on devices without them: keys of chunks, and the reader discards what ended too late.
-    "verbs-no-windows": Kind(
-        open=functools.partial(_verbs, windows=False), why_not=_verbs_why_not
-    ),
+    "verbs-no-windows": Kind(open=functools.partial(_verbs, windows=False), why_not=_verbs_why_not),
 }

@@ -31,7 +31,7 @@ from tests.arenas import Shape, make_arena, remove_arena
 from tests.fabric.kinds import KINDS, READING, SERVING
 from tests.fabric.payloads import holds, poison, poisoned
 
-__all__ = ["GRACE_SECONDS", "PATIENCE_SECONDS", "HostProcess", "Lease", "Pair", "Refused"]
+__all__ = ["GRACE_SECONDS", "PATIENCE_SECONDS", "HostProcess", "Lease", "Pair", "RefusedError"]
 
 PATIENCE_SECONDS = 60.0
 # `Connection.read` promises 0.25 s; the rest is for a machine that runs other things.
@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 OK = ReadOutcome.OK
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What an order raised in the other process; its first word is the exception's name."""
 
 
@@ -115,10 +115,10 @@ class HostProcess:
                 threading.Thread(target=self._introduce, args=(said,), daemon=True).start()
             elif "error" in said:
                 future = self._futures.pop(said["id"])
-                future.set_exception(Refused(f"{said['error']}: {said['text']}"))
+                future.set_exception(RefusedError(f"{said['error']}: {said['text']}"))
             else:
                 self._futures.pop(said["id"]).set_result(said["value"])
-        gone = Refused("EOFError: the process has ended")
+        gone = RefusedError("EOFError: the process has ended")
         for future in [self._ready, *self._futures.values()]:
             if not future.done():
                 future.set_exception(gone)

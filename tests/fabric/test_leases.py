@@ -13,7 +13,7 @@ from pegashm.units import KIB
 
 from tests.fabric.kinds import Kind
 from tests.fabric.payloads import poison
-from tests.fabric.rig import Pair, Refused, in_time
+from tests.fabric.rig import Pair, RefusedError, in_time
 
 OK, FAILED, LATE = map(int, ReadOutcome)
 NBYTES = 256 * KIB
@@ -189,5 +189,5 @@ def test_a_server_closes_and_is_gone(pair: Pair) -> None:
     pair.serving.ask("close")
     assert OK not in pair.read(connection, lease, seconds=2.0)
     lease.assert_untouched(0.1)
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedError):
         pair.connect(seconds=2.0)

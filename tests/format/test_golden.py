@@ -101,7 +101,7 @@ def test_formatted_header_is_what_the_document_says() -> None:
         block_bytes_min=BLOCK_BYTES_MIN,
         segments_per_arena=[2, 1],
         spill_records=100,
-        remote_buckets=10,
+        remote_buckets=10,  # rounded up to a page
     )
     stranger = Stranger(control)
     expected = {

@@ -43,7 +43,9 @@ def stamp_of(key: bytes) -> bytes:
 @contextlib.contextmanager
 def filled() -> Iterator[Arena]:
     """An arena that its only client has left with 40 READY blocks in 3 of 4 segments, and some on SSD."""
-    with temporary_arena(Shape(spill_records=SPILL_RECORDS, remote_buckets=REMOTE_BUCKETS)) as arena:
+    with temporary_arena(
+        Shape(spill_records=SPILL_RECORDS, remote_buckets=REMOTE_BUCKETS)
+    ) as arena:
         with Cache.attach(arena.name, namespace=FENCE, label="filler") as cache:
             put(cache, [key_of(number) for number in range(1, READY + 1)])
             list_spilled(arena, cache.namespace_id)

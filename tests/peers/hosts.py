@@ -49,7 +49,21 @@ class Network:
         self._in(self._hub, "ip", "link", "set", "bridge", "up")
         for number, name in enumerate(self.names):
             port = f"port{number}"
-            _run("ip", "-n", self._hub, "link", "add", port, "type", "veth", "peer", "name", "eth", "netns", name)
+            _run(
+                "ip",
+                "-n",
+                self._hub,
+                "link",
+                "add",
+                port,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth",
+                "netns",
+                name,
+            )
             self._in(self._hub, "ip", "link", "set", port, "master", "bridge", "up")
             self._in(name, "ip", "address", "add", f"{self.addresses[number]}/24", "dev", "eth")
             for link in ("eth", "lo"):

@@ -138,5 +138,7 @@ def test_at_each_step(
         undisturbed(server, reader, keys)
         reader.evict(keys)
         hosts[side].kill()
-    print(f"{len(chosen)} of {len(lines)} lines, {died} stood still there, {fetched} fetched all the same")
+    print(
+        f"{len(chosen)} of {len(lines)} lines, {died} stood still there, {fetched} fetched all the same"
+    )
     assert died > 0

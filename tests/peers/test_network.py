@@ -41,9 +41,7 @@ def keys(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def three(
-    host: Callable[..., Host], network: Network, keys: list[str]
-) -> Callable[[], list[Host]]:
+def three(host: Callable[..., Host], network: Network, keys: list[str]) -> Callable[[], list[Host]]:
     def make() -> list[Host]:
         lines = [
             f"{(Path(folder) / 'host.pub').read_text().strip()} {address}\n"
@@ -75,7 +73,9 @@ def test_partition_and_heal(three: Callable[[], list[Host]], network: Network) -
     assert Answer.OK not in answers
     assert 0 == b.judge(keys_a[20:40])
     eventually(lambda: b.sees(keys_a) == 0)
-    print(f"hints of the host that was cut off count no more after {time.monotonic() - began:.1f} s")
+    print(
+        f"hints of the host that was cut off count no more after {time.monotonic() - began:.1f} s"
+    )
     assert [Answer.OK] * 30 == b.fetch(keys_c), "others are untouched"
     assert set(b.fetch(keys_a[20:40])) <= {Answer.MISSING, Answer.FAILED}
     eventually(lambda: not a.arena.region.blocks()["pins"].any())

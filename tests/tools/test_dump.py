@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,7 +253,7 @@ def test_judges_as_fsck_does(arena_name: MakeArena) -> None:
 
 def test_random_bytes_after_the_header(arena_name: MakeArena, chance: Any) -> None:
     """Whatever stands in the tables, the answer is a document and an exit status."""
-    name = arena_name()
+    name = arena_name(Shape(spill_records=16, remote_buckets=64))
     path = Path(control_path(name))
     size = path.stat().st_size
     for start in (4096, 8192, size // 2):
@@ -299,3 +300,35 @@ def test_blocks_on_ssd(arena_name: MakeArena, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["--spill", str(path), "--json"])
     assert 0 == done.exit_code
     assert 0 == json.loads(done.output)["records"]
+
+
+def test_other_hosts(arena_name: MakeArena) -> None:
+    """Who is listed, heard or not; nothing is said where there is no directory."""
+    name = arena_name(Shape(remote_buckets=64))
+    with Cache.attach(name, namespace=FENCE) as cache:
+        table = _native.RemoteTable(cache.region)
+        table.clear()
+        for number, address in ((0, "10.0.0.1:7461"), (1, "\x1b[31m")):
+            table.add(number, np.arange(1, 6 + number, dtype=np.uint64) << np.uint64(20))
+            table.describe(
+                number,
+                host_id=bytes([number]) * 16,
+                incarnation=bytes(16),
+                address=address,
+                sequence=7,
+                events=9,
+                heard_at_ns=time.time_ns(),
+            )
+        table.set_usable(1, usable=True)
+    read = document(name, expect=OK)["remote"]
+    assert (512, 11, False) == (read["places"], read["hints"], read["worker_alive"])
+    assert [(0, False, 5), (1, True, 6)] == [
+        (host["number"], host["usable"], host["hints"]) for host in read["hosts"]
+    ]
+    assert "01" * 16 == read["hosts"][1]["host_id"]
+    said = dump(name, expect=OK)
+    assert "10.0.0.1:7461" in said
+    assert "not heard" in said
+    assert "\x1b" not in said
+    assert "11 hints of what 2 other hosts hold" in said
+    assert "other hosts" not in dump(arena_name(), expect=OK)
