@@ -137,7 +137,7 @@ class Batch:
         size = count * self.block_bytes
         start = min(number * size, len(self.peer.ours.bytes) - size)
         sock.sendall(BARE_REQUEST.pack(start, self.block_bytes, count))
-        payload = memoryview(self.peer.ours.bytes)
+        payload = self.peer.ours.bytes.data
         end = start + size
         while start < end:
             stop = min(end, start + max(512 * KIB, self.block_bytes))

@@ -27,7 +27,6 @@ __all__ = ["BARE_REQUEST", "Server", "cpu_seconds", "main"]
 
 BARE_REQUEST = struct.Struct("<QQQ")  # first offset, bytes of a block, blocks
 _IOV_BYTES = 512 << 10
-_IOV_MAX = 512
 PEER = b"bench reader 16b"
 
 
@@ -74,7 +73,7 @@ class Server:
 
     def _serve_bare(self, sock: socket.socket) -> None:
         """Runs of blocks, as asked, and nothing else."""
-        payload = memoryview(self.memory.bytes)
+        payload = self.memory.bytes.data
         with sock:
             while request := sock.recv(BARE_REQUEST.size, socket.MSG_WAITALL):
                 offset, nbytes, count = BARE_REQUEST.unpack(request)

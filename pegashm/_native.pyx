@@ -290,7 +290,7 @@ cdef extern from "holdings.hpp" namespace "pegashm" nogil:
 
     EventsRead read_events(const View&, uint64_t, uint64_t, uint32_t, uint8_t*, uint64_t*)
     uint32_t read_holdings(const View&, uint32_t, uint32_t, uint64_t*, uint8_t*)
-    uint64_t remote_seed(const uint8_t*)
+    uint64_t remote_seed(const uint64_t*)
     uint64_t remote_hash(uint64_t, const Key&)
     cbool seed_of(const View&, uint32_t, uint64_t&)
     Key read_key(const Block&)
@@ -1694,10 +1694,12 @@ def remote_hashes(Region region, keys, namespace_id=None):
 def remote_hashes_of(bytes fingerprint, keys):
     cdef _Keys batch = _Keys(keys, 0)
     cdef uint64_t seed
+    cdef uint64_t words[4]
     cdef uint32_t i
     if len(fingerprint) != 32:
         raise ValueError(f"a fingerprint is 32 bytes, got {len(fingerprint)}")
-    seed = remote_seed(<const uint8_t*>PyBytes_AS_STRING(fingerprint))
+    memcpy(words, PyBytes_AS_STRING(fingerprint), 32)
+    seed = remote_seed(words)
     out = np.zeros(batch.count, dtype=np.uint64)
     cdef uint64_t[::1] out_ = out
     for i in range(batch.count):

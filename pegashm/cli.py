@@ -340,6 +340,13 @@ def main() -> None:
     help="How payloads come from other hosts: by RDMA where both have it, else by TCP (auto), or only by one.",
 )
 @click.option(
+    "--rdma-devices",
+    metavar="NAMES",
+    envvar="PEGASHM_RDMA_DEVICES",
+    show_envvar=True,
+    help="Use only these RDMA devices: mlx5_0,mlx5_1:1. Default: all that are up.",
+)
+@click.option(
     "--advertise",
     metavar="HOST:PORT",
     envvar="PEGASHM_ADVERTISE",
@@ -382,6 +389,7 @@ def serve(
     peers: tuple[str, ...],
     keys: str | None,
     fabric: str,
+    rdma_devices: str | None,
     advertise: str | None,
     log_json: bool,
 ) -> None:
@@ -436,7 +444,14 @@ def serve(
             low=evict_low,
             high=evict_high,
         ),
-        peers=_peers_config(listen, peers, keys=keys, fabric=fabric, advertise=advertise),
+        peers=_peers_config(
+            listen,
+            peers,
+            keys=keys,
+            fabric=fabric,
+            rdma_devices=tuple(filter(None, (rdma_devices or "").split(","))),
+            advertise=advertise,
+        ),
     )
     from pegashm import logs, supervisor
 

@@ -122,6 +122,7 @@ class PeersConfig:
     """Other hosts: where we listen for them, where they are, who is allowed, and how payloads move.
 
     `advertise`: the address that others reach us at (None: `listen`). `keys`: a folder made by `pegashm keys new`.
+    `rdma_devices`: names as in /sys/class/infiniband, with `:port` or for all ports; none means all.
     """
 
     listen: str
@@ -129,6 +130,7 @@ class PeersConfig:
     keys: str | None = None
     fabric: str = "auto"
     advertise: str | None = None
+    rdma_devices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         from pegashm.peers.addresses import parse_address

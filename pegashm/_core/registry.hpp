@@ -83,7 +83,12 @@ inline uint32_t register_namespace(const View& view, const NamespaceRequest& req
   if (generation == 0) generation = 1;
   store_release(entry.state, namespace_state(false, generation));
   crash_point(CrashPoint::namespace_closed);
-  std::memcpy(entry.fingerprint, request.fingerprint, 32);
+  // By words, since lookups of remote blocks may read it at any time: seed_of().
+  for (uint32_t i = 0; i < sizeof entry.fingerprint / 8; ++i) {
+    uint64_t word;
+    std::memcpy(&word, request.fingerprint + 8 * i, 8);
+    store_release(reinterpret_cast<uint64_t*>(entry.fingerprint)[i], word);
+  }
   store_text(entry.label, request.label, request.label_bytes);
   store_release(entry.reserved_bytes, reserved);
   store_release(entry.maximum_bytes, maximum);

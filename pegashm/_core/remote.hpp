@@ -8,8 +8,6 @@
 // asked; written by the transport worker alone (remote_table.hpp).
 #pragma once
 
-#include <cstring>
-
 #include "states.hpp"
 #include "view.hpp"
 
@@ -39,13 +37,9 @@ constexpr uint32_t remote_entry_tier(uint64_t entry) noexcept {
 constexpr uint64_t remote_entry_fingerprint(uint64_t entry) noexcept { return entry >> 14; }
 
 // Part of what hosts tell each other: remote_hash_version.
-inline uint64_t remote_seed(const uint8_t* fingerprint) noexcept {
+inline uint64_t remote_seed(const uint64_t (&fingerprint)[4]) noexcept {
   uint64_t seed = 0x8EBC6AF09C88C6E3;
-  for (uint32_t i = 0; i < 4; ++i) {
-    uint64_t word;
-    std::memcpy(&word, fingerprint + 8 * i, 8);
-    seed = mix(seed, word);
-  }
+  for (const uint64_t word : fingerprint) seed = mix(seed, word);
   return seed;
 }
 
@@ -112,8 +106,10 @@ inline bool seed_of(const View& view, uint32_t id, uint64_t& seed) noexcept {
   // SYNC namespace: the acquire load of a live state makes the fingerprint visible; looked at again, since the
   // slot may get its next namespace meanwhile. Pairs with register_namespace().
   if (load_acquire(entry.state) != live) return false;
-  uint8_t fingerprint[sizeof entry.fingerprint];
-  std::memcpy(fingerprint, entry.fingerprint, sizeof fingerprint);
+  uint64_t fingerprint[4];
+  for (uint32_t i = 0; i < 4; ++i) {
+    fingerprint[i] = load_acquire(reinterpret_cast<const uint64_t*>(entry.fingerprint)[i]);
+  }
   seed = remote_seed(fingerprint);
   return load_acquire(entry.state) == live;
 }

@@ -22,6 +22,10 @@ _WRITE_BYTES: Final = 64 << 10
 class Channel(Protocol):
     """One accepted socket."""
 
+    @property
+    def pending(self) -> bool:
+        """Whether bytes have come that the kernel does not know of any more."""
+
     def fileno(self) -> int: ...
     def receive(self, into: memoryview) -> int | None:
         """How many bytes have come; 0 when no more will; None: not now."""
@@ -34,6 +38,8 @@ class Channel(Protocol):
 
 class Plain:
     """A TCP socket."""
+
+    pending = False
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -66,6 +72,10 @@ class Secure:
         self._sock = context.wrap_socket(
             sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
         )
+
+    @property
+    def pending(self) -> bool:
+        return self._sock.pending() > 0
 
     def fileno(self) -> int:
         return self._sock.fileno()

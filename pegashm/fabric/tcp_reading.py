@@ -50,6 +50,8 @@ __all__ = ["TcpConnection"]
 # Below this a second stream gains less than it costs to wake another thread.
 _SHARE_BYTES: Final = 2 << 20
 _SUM_BYTES: Final = 8
+# A limit set in the kernel serves until it is so much too long: setting it costs two calls.
+_SLACK_SECONDS: Final = 0.1
 _SEED_MASK: Final = (1 << 64) - 1
 _TIMEVAL: Final = struct.Struct("ll")
 OK, FAILED, LATE = ReadOutcome.OK, ReadOutcome.FAILED, ReadOutcome.LATE
@@ -288,7 +290,7 @@ class _Stream:
         self._sock: socket.socket = socket.create_connection((offer.host, offer.port), left)
         self._tls = bool(offer.fingerprint)
         self._sequence = 0
-        self._timeout = 0.0
+        self._timeout = 0.0  # as set in the kernel
         try:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -354,10 +356,8 @@ class _Stream:
 
     def _receive(self, job: _Job, share: Share, left: list[int]) -> bool:
         """`left` loses what is settled."""
-        reply = self._exactly(REPLY_BYTES, job.deadline)
-        if parse_reply(reply, self._sequence) is not Status.OK:
-            job.settle(left, FAILED)
-            return True
+        reply = bytearray(REPLY_BYTES)
+        head: memoryview | None = memoryview(reply)
         seed = payload_seed(self._key, job.ticket, self._sequence)
         hashed = xxhash.xxh3_64_intdigest
         good = right = True
@@ -365,7 +365,14 @@ class _Stream:
         for lot in lots_of([job.parts[index].nbytes for index in share]):
             views = [job.view(share[piece.part], piece) for piece in lot]
             sums = bytearray(_SUM_BYTES * len(lot))
-            self._fill([*views, memoryview(sums)], job.deadline)
+            wanted = [*views, memoryview(sums)]
+            if head is not None:  # together, since they mostly come together
+                wanted = self._begin([head, *wanted], REPLY_BYTES, job.deadline)
+                head = None
+                if parse_reply(reply, self._sequence) is not Status.OK:
+                    job.settle(left, FAILED)
+                    return len(wanted) == len(views) + 1
+            self._fill(wanted, job.deadline)
             for at, (piece, view) in enumerate(zip(lot, views, strict=True)):
                 said = int.from_bytes(sums[at * _SUM_BYTES : (at + 1) * _SUM_BYTES], "little")
                 right = right and hashed(view, seed) == said
@@ -389,24 +396,33 @@ class _Stream:
     def _fill(self, views: list[memoryview], deadline: float) -> None:
         """Receive into all of these. TimeoutError, OSError."""
         while views:
-            self._limit(deadline)
-            try:
-                count = self._some(views)
-            except BlockingIOError:
-                raise TimeoutError from None
-            if not count:
-                raise ConnectionResetError("the peer has closed the stream")
-            while views and count >= len(views[0]):
-                count -= len(views.pop(0))
-            if count:
-                views[0] = views[0][count:]
+            self._some(views, deadline, socket.MSG_WAITALL)
 
-    def _some(self, views: list[memoryview]) -> int:
-        if self._tls:
-            return self._sock.recv_into(views[0])
-        if len(views) == 1:
-            return self._sock.recv_into(views[0], 0, socket.MSG_WAITALL)
-        count: int = self._sock.recvmsg_into(views, 0, socket.MSG_WAITALL)[0]
+    def _begin(self, views: list[memoryview], nbytes: int, deadline: float) -> list[memoryview]:
+        """Receive so many bytes, and what has come behind them; what is left of the views."""
+        while nbytes > 0:
+            nbytes -= self._some(views, deadline, 0)
+        return views
+
+    def _some(self, views: list[memoryview], deadline: float, flags: int) -> int:
+        """Receive some bytes into the first of these, which are taken off the list as they are filled."""
+        self._limit(deadline)
+        try:
+            if self._tls:
+                count = self._sock.recv_into(views[0])
+            elif len(views) == 1:
+                count = self._sock.recv_into(views[0], 0, flags)
+            else:
+                count = self._sock.recvmsg_into(views, 0, flags)[0]
+        except BlockingIOError:
+            raise TimeoutError from None
+        if not count:
+            raise ConnectionResetError("the peer has closed the stream")
+        left = count
+        while views and left >= len(views[0]):
+            left -= len(views.pop(0))
+        if left:
+            views[0] = views[0][left:]
         return count
 
     def _send(self, data: bytes, deadline: float) -> None:
@@ -417,17 +433,18 @@ class _Stream:
             raise TimeoutError from None
 
     def _limit(self, deadline: float) -> None:
-        """No call on the socket waits beyond the deadline."""
+        """No call on the socket waits beyond the deadline, or not by more than the slack."""
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
         if self._tls:
             self._sock.settimeout(left)
-            return
-        micros = max(int(left * 1e6), 1)
-        timeval = _TIMEVAL.pack(micros // 1_000_000, micros % 1_000_000)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        elif not left <= self._timeout <= left + _SLACK_SECONDS:
+            self._timeout = left + _SLACK_SECONDS / 2
+            micros = int(self._timeout * 1e6)
+            timeval = _TIMEVAL.pack(micros // 1_000_000, micros % 1_000_000)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
 
 def _await(under_way: Sequence[Future[None]]) -> None:

@@ -29,6 +29,7 @@ import xxhash
 from pegashm.fabric.tcp_channel import Channel, Plain, Secure
 from pegashm.fabric.tcp_leases import Lease, Leases, Session
 from pegashm.fabric.tcp_wire import (
+    BLOCK_BYTES,
     HELLO_BYTES,
     NONCE_BYTES,
     REQUEST_BYTES,
@@ -308,8 +309,12 @@ class Stream:
                     self._expect_request()
                 elif not self._load(lot):
                     return
-                elif lot[-1].part < len(self._blocks) - 1:
+                elif not (lot[-1].last and lot[-1].part == len(self._blocks) - 1):
                     break
+                elif not self._channel.pending:
+                    self._expect_request()  # which comes when this reply has been read, or later
+                    self.waits_for = select.EPOLLIN
+                    return
                 else:
                     continue
             if not self._pull():
@@ -369,18 +374,22 @@ class Stream:
         self._drop_reply()
         self._request = None
         self._since = time.monotonic()
-        self._expect(REQUEST_BYTES)
+        self._expect(REQUEST_BYTES + BLOCK_BYTES)  # there is one block at least
 
     def _heard(self) -> None:
         data = bytes(self._in)
         if self._session is None:
             self._greeted(data)
         elif self._request is None:
-            request = parse_request(data)
-            self._request = (request, data)
-            self._expect(request.body_bytes)
+            request = parse_request(data[:REQUEST_BYTES])
+            if request.count == 1:
+                self._answer(request, data, data[REQUEST_BYTES:])
+            else:
+                self._request = (request, data)
+                self._expect((request.count - 1) * BLOCK_BYTES)
         else:
-            self._answer(*self._request, data)
+            request, begin = self._request
+            self._answer(request, begin, begin[REQUEST_BYTES:] + data)
 
     def _greeted(self, data: bytes) -> None:
         hello = parse_hello(data)

@@ -15,7 +15,7 @@ over plain sockets, one request at a time on each.
 | request | reader | "PGTR", count u32, lease u64, sequence u64, proof 32; then per block: offset u64, bytes u64 |
 | reply | server | "PGTY", status u32, sequence u64; then, when status is 0, lots |
 
-A proof is an HMAC-SHA256: of both nonces with the session's secret in hello and welcome, which also gives the stream its key;
+A proof is a keyed BLAKE2b of 32 bytes: of both nonces with the session's secret in hello and welcome, which also gives the stream its key;
 of stream key and request with the lease's ticket in a request. So neither secret nor ticket is ever sent over a plain socket,
 and what was heard there is worth nothing on another stream, or a second time on the same one.
 
@@ -37,6 +37,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 __all__ = [
+    "BLOCK_BYTES",
     "GREETING_BYTES",
     "HELLO_BYTES",
     "LOT_BYTES",
@@ -108,7 +109,7 @@ HELLO_BYTES: Final = _HELLO.size
 WELCOME_BYTES: Final = _WELCOME.size
 REQUEST_BYTES: Final = _REQUEST.size
 REPLY_BYTES: Final = _REPLY.size
-_BLOCK_BYTES: Final = 16
+BLOCK_BYTES: Final = 16
 
 
 class Status(IntEnum):
@@ -147,7 +148,7 @@ class Request:
 
     @property
     def body_bytes(self) -> int:
-        return self.count * _BLOCK_BYTES
+        return self.count * BLOCK_BYTES
 
 
 class Piece(NamedTuple):
@@ -342,7 +343,7 @@ def same(one: bytes, other: bytes) -> bool:
 
 
 def _mac(key: bytes, *parts: bytes) -> bytes:
-    return hmac.digest(key, b"".join(parts), hashlib.sha256)
+    return hashlib.blake2b(b"".join(parts), key=key, digest_size=SECRET_BYTES).digest()
 
 
 def _expect(what: str, ours: bytes, magic: bytes, version: int) -> None:

@@ -39,7 +39,7 @@ _NAP_SECONDS: Final = 20e-6
 _NAP_SECONDS_MAX: Final = 1e-3
 _SMOOTHING: Final = 0.2
 # New requests are posted when so many places are free: fewer calls, longer chains.
-_REFILL: Final = 8
+_REFILL: Final = 16
 
 
 # One READ: part, rail, address here, its key, bytes, address there, its key. A plain tuple: there are many.

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from pegashm._native import Region
+from pegashm.config import PeersConfig
 from pegashm.errors import PegaShmError, ResourceError
 from pegashm.fabric.interface import Fabric
 from pegashm.logs import logger
@@ -29,15 +30,15 @@ _DEVICES: Final = "/sys/class/infiniband"
 
 
 def open_fabrics(
-    kind: str, region: Region, listen: Address, *, keys: str | None, lock_fd: int
+    config: PeersConfig, region: Region, listen: Address, *, lock_fd: int
 ) -> dict[str, Fabric]:
     """By name, in order of preference. ResourceError when there is none."""
     fabrics: dict[str, Fabric] = {}
     try:
-        if kind in ("auto", "verbs"):
-            _try_verbs(fabrics, region, lock_fd, must=kind == "verbs")
-        if kind in ("auto", "tcp"):
-            fabrics["tcp"] = _tcp(region, listen, keys)
+        if config.fabric in ("auto", "verbs"):
+            _try_verbs(fabrics, region, lock_fd, config)
+        if config.fabric in ("auto", "tcp"):
+            fabrics["tcp"] = _tcp(region, listen, config.keys)
     except BaseException:
         for fabric in fabrics.values():
             with contextlib.suppress(OSError):
@@ -46,21 +47,23 @@ def open_fabrics(
     return fabrics
 
 
-def _try_verbs(fabrics: dict[str, Fabric], region: Region, lock_fd: int, *, must: bool) -> None:
+def _try_verbs(
+    fabrics: dict[str, Fabric], region: Region, lock_fd: int, config: PeersConfig
+) -> None:
     try:
-        fabrics["verbs"] = _verbs(region, lock_fd)
+        fabrics["verbs"] = _verbs(region, lock_fd, config.rdma_devices)
     except (OSError, PegaShmError) as error:
-        if must:
+        if config.fabric == "verbs":
             raise ResourceError(f"--fabric verbs: {error}") from error
         logger.info("payloads of other hosts come by TCP: %s", error)
 
 
-def _verbs(region: Region, lock_fd: int) -> Fabric:
+def _verbs(region: Region, lock_fd: int, devices: tuple[str, ...]) -> Fabric:
     if not os.path.isdir(_DEVICES) or not os.listdir(_DEVICES):
         raise ResourceError(
             "this machine has no RDMA device (there is nothing in /sys/class/infiniband)"
         )
-    from pegashm.fabric.verbs import VerbsFabric
+    from pegashm.fabric.verbs import VerbsFabric, VerbsOptions
     from pegashm.fabric.verbs_memory import Place
     from pegashm.fabric.verbs_names import PyverbsError
 
@@ -70,7 +73,11 @@ def _verbs(region: Region, lock_fd: int) -> Fabric:
         offset += int(arena["bytes"])
     try:
         return VerbsFabric(
-            region.payload_address, region.payload_bytes, places=places, lock_fd=lock_fd
+            region.payload_address,
+            region.payload_bytes,
+            places=places,
+            lock_fd=lock_fd,
+            options=VerbsOptions(devices=devices),
         )
     except PyverbsError as error:
         raise ResourceError(f"RDMA cannot be used: {error}") from error

@@ -79,10 +79,9 @@ class PeerService:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._zap = self._start_zap()
         self._fabrics = open_fabrics(
-            config.fabric,
+            config,
             cache.region,
             self._listen,
-            keys=config.keys,
             lock_fd=cache.arena.control_fd,
         )
         self._table = _native.RemoteTable(cache.region)

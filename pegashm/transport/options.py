@@ -47,7 +47,8 @@ class WorkerOptions:
             if spill is not None:
                 spill = SpillConfig(**spill | {"paths": tuple(spill["paths"])})
             if peers is not None:
-                peers = PeersConfig(**peers | {"members": tuple(peers["members"])})
+                lists = {key: tuple(peers[key]) for key in ("members", "rdma_devices")}
+                peers = PeersConfig(**peers | lists)
             return cls(spill=spill, peers=peers, **fields)
         except ConfigError:
             raise

@@ -142,6 +142,13 @@ class Host(Rig):
         known = {peer["host_id"] for peer in self.peers()}
         return all(other.cache.region_id.hex() in known for other in others)
 
+    def follows(self, *others: Host) -> bool:
+        """Whether what these hold is known here, as far as they have told it."""
+        usable = {
+            bytes(entry["host_id"]) for entry in self.arena.region.remote_hosts() if entry["usable"]
+        }
+        return all(other.cache.region_id in usable for other in others)
+
     def sees(self, keys: Sequence[bytes]) -> int:
         """How many of these another host has, by our hints."""
         return self.outcomes(keys).count(REMOTE)
@@ -171,4 +178,5 @@ def connect(hosts: Iterable[Host], *, start: bool = True) -> None:
         host.start(files=len(host.paths))
     for host in all_hosts:
         others = [other for other in all_hosts if other is not host]
-        eventually(lambda: host.knows(*others), PATIENCE_SECONDS)  # noqa: B023 - called at once
+        met = lambda: host.knows(*others) and host.follows(*others)  # noqa: B023, E731 - at once
+        eventually(met, PATIENCE_SECONDS)

@@ -28,6 +28,7 @@ def test_from_memory(pair: Pair) -> None:
     bare, summed = a.store(range(1, 31), BYTES), a.store(range(31, 61), BYTES, sums=True)
     tell(b, a, bare + summed)
     assert [REMOTE] * 60 == b.outcomes(bare + summed)
+    lookups = a.counter("lookups")
     assert [Answer.OK] * 60 == b.fetch(bare + summed)
     assert 60 == b.judge(bare + summed)
     handles, _ = b.cache.find(summed, pin=True)
@@ -35,6 +36,7 @@ def test_from_memory(pair: Pair) -> None:
     assert b.cache.verify(handles).all_ok
     b.cache.unpin(handles)
     assert 60 == b.counter("remote_fetched") == a.counter("remote_served")
+    assert lookups == a.counter("lookups"), "those of other hosts are not its engines'"
     assert 60 * BYTES == b.counter("remote_bytes_fetched") == a.counter("remote_bytes_served")
     nothing_left(a, b)
 

@@ -50,11 +50,12 @@ def test_options_from_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         keys="/k",
         fabric="tcp",
         advertise="kv7:7420",
+        rdma_devices=("mlx5_0", "mlx5_1:1"),
     )
     typed = config_of(
         monkeypatch, "--listen", "10.0.0.7:7420", "--peers", "10.0.0.8:7420,10.0.0.9:7420",
         "--peers", "dns://kv:7420", "--peers", "etcd://e:2379/kv", "--keys", "/k", "--fabric", "tcp",
-        "--advertise", "kv7:7420",
+        "--advertise", "kv7:7420", "--rdma-devices", "mlx5_0,mlx5_1:1",
     )  # fmt: skip
     assert expected == typed.peers
     assert REMOTE_BLOCKS_DEFAULT * 10 <= typed.remote_bucket_count * 64 < REMOTE_BLOCKS_DEFAULT * 11
@@ -64,11 +65,12 @@ def test_options_from_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         "PEGASHM_KEYS": "/k",
         "PEGASHM_FABRIC": "tcp",
         "PEGASHM_ADVERTISE": "kv7:7420",
+        "PEGASHM_RDMA_DEVICES": "mlx5_0,mlx5_1:1",
     }
     assert expected == config_of(monkeypatch, **environment).peers
     file = tmp_path / "kv0.toml"
     file.write_text(
-        'listen = "10.0.0.7:7420"\nkeys = "/k"\nfabric = "tcp"\nadvertise = "kv7:7420"\n'
+        'listen = "10.0.0.7:7420"\nkeys = "/k"\nfabric = "tcp"\nrdma-devices = "mlx5_0,mlx5_1:1"\nadvertise = "kv7:7420"\n'
         'peers = ["10.0.0.8:7420", "10.0.0.9:7420", "dns://kv:7420", "etcd://e:2379/kv"]\n'
     )
     assert expected == config_of(monkeypatch, "--config", str(file)).peers

@@ -3,7 +3,8 @@
 // The region lies in ordinary memory, so that ThreadSanitizer sees every access: a payload read under a
 // pin and written under a claim must be ordered by the state words alone. Blocks are few, so that every
 // operation meets every other: find, pin, touch, claim, publish, abandon, evict, segments given to another
-// size, marks of damage, hints rebuilt, namespaces registered, the journal read. Threads die as well: one
+// size, marks of damage, hints rebuilt, namespaces registered, the journal read, by the directory's publisher too, and hints of
+// other hosts kept by the transport worker's table while all look at them. Threads die as well: one
 // leaves its claims, pins, a block it was evicting and a segment it was changing where they are, goes on under
 // another slot, and whoever comes by reaps the dead one while all others work. A mutex stands for the kernel locks
 // that hand a dead slot to one reaper. How a death in the middle of one operation ends is shown by
@@ -22,6 +23,7 @@
 
 #include "audit.hpp"
 #include "header.hpp"
+#include "holdings.hpp"
 #include "registry.hpp"
 #include "repair.hpp"
 
@@ -41,6 +43,7 @@ constexpr uint32_t held_max = 2;
 struct Tally {
   std::atomic<uint64_t> claimed{0}, published{0}, hits{0}, evicted{0}, changed{0}, marked{0};
   std::atomic<uint64_t> deaths{0}, reaped{0}, events{0}, wrong{0};
+  std::atomic<uint64_t> remote{0}, told{0};
 };
 
 // What all threads share.
@@ -49,6 +52,7 @@ struct Stage {
   uint32_t namespaces[2] = {};
   std::atomic<bool> stop{false};
   std::mutex registry;  // guards namespaces' registration and the lists
+  std::unique_ptr<RemoteTable> hints;  // the transport worker's, whichever thread that is just now
   std::vector<uint32_t> dead, spare;
   Tally tally;
 };
@@ -100,7 +104,7 @@ class Engine {
   Engine(Stage& stage, uint64_t seed) : stage_(stage), view_(stage.view), random_(seed) { join(); }
 
   void act() {
-    switch (below(24)) {
+    switch (below(26)) {
       case 0: return die();
       case 1: reap_one(stage_); return;
       case 2: change(); return;
@@ -119,6 +123,8 @@ class Engine {
       case 15:
       case 16: return store();
       case 17: return let_go();
+      case 18: return hear();
+      case 19: return tell();
       default: return load();
     }
   }
@@ -231,6 +237,10 @@ class Engine {
     pick(keys, numbers);
     const uint32_t judged = client_->find(keys, batch, true, below(2) == 0, handles, outcomes);
     for (uint32_t i = 0; i < judged; ++i) {
+      if (outcomes[i] == Outcome::remote) {
+        ++stage_.tally.remote;
+        if (numbers[i] >= keys_per_namespace) wrong("a hint that nobody gave", numbers[i], 0);
+      }
       if (outcomes[i] != Outcome::ok) continue;
       ++stage_.tally.hits;
       const Held held{handles[i], numbers[i]};
@@ -289,6 +299,40 @@ class Engine {
     enter_namespace(view_, slot_, stage_.namespaces[which]);
   }
 
+  // What the transport worker does with what other hosts say: they hold keys of the first namespace only.
+  void hear() {
+    uint64_t seed = 0;
+    if (!seed_of(view_, stage_.namespaces[0], seed)) return wrong("no namespace", 0, 0);
+    uint64_t hashes[batch];
+    for (uint64_t& hash : hashes) hash = remote_hash(seed, make_key(below(keys_per_namespace), stage_));
+    const uint32_t host = static_cast<uint32_t>(below(3)) * 100;
+    const uint8_t ops[batch] = {1, 3, 2};
+    const uint8_t id[16] = {};
+    uint16_t hosts[batch * RemoteTable::copies_max];
+    uint8_t tiers[batch * RemoteTable::copies_max];
+    switch (below(8)) {
+      case 0: stage_.hints->remove(host, hashes, batch, tier_any); return;
+      case 1: stage_.hints->retire(host); return;
+      case 2: stage_.hints->drop(); return;
+      case 3: stage_.hints->describe(host, {id, id, 1, 2, 3, "race", 4}); return;
+      case 4: stage_.hints->find(hashes, batch, hosts, tiers); return;
+      case 5: stage_.hints->apply(host, ops, hashes, batch); return;
+      default:
+        stage_.hints->add(host, hashes, batch, tier_memory);
+        stage_.hints->set_usable(host, below(4) != 0);
+    }
+  }
+
+  // What the publisher reads.
+  void tell() {
+    uint8_t ops[64];
+    uint64_t hashes[64];
+    const uint64_t head = load_acquire(view_.header().journal_head);
+    stage_.tally.told += read_events(view_, head - std::min<uint64_t>(head, 32), head, 64, ops, hashes).count;
+    const uint32_t first = static_cast<uint32_t>(below(view_.geometry.record_count));
+    read_holdings(view_, first, std::min(first + 64, view_.geometry.record_count), hashes, ops);
+  }
+
   void read_journal() {
     const uint64_t head = load_acquire(view_.header().journal_head);
     for (uint64_t sequence = head - std::min<uint64_t>(head, 16); sequence < head;) {
@@ -341,7 +385,7 @@ class Engine {
 
 void prepare(Stage& stage) {
   View& view = stage.view;
-  if (!plan_geometry(segment_bytes, 4096, segment_count, view.geometry)) std::exit(2);
+  if (!plan_geometry(segment_bytes, 4096, segment_count, view.geometry, 0, 64)) std::exit(2);
   view.control = static_cast<uint8_t*>(std::aligned_alloc(4096, view.geometry.control_bytes));
   view.payload = static_cast<uint8_t*>(std::aligned_alloc(4096, view.geometry.payload_bytes));
   std::memset(view.control, 0, view.geometry.control_bytes);
@@ -349,6 +393,8 @@ void prepare(Stage& stage) {
   set_ready(view.header());
   view.header().segments_ready = view.geometry.segment_count;
   for (uint8_t which = 0; which < 2; ++which) stage.namespaces[which] = register_one(stage, which);
+  stage.hints = std::make_unique<RemoteTable>(view);
+  stage.hints->clear();
   stage.spare.assign(std::begin(slots), std::end(slots));
 }
 
@@ -432,6 +478,7 @@ int main(int argc, char** argv) {
       {"claimed", tally.claimed}, {"published", tally.published}, {"hits", tally.hits},
       {"evicted", tally.evicted}, {"changed", tally.changed},     {"marked", tally.marked},
       {"deaths", tally.deaths},   {"reaped", tally.reaped},       {"events", tally.events},
+      {"remote", tally.remote},   {"told", tally.told},
       {"wrong", tally.wrong},     {"left", left},
   };
   for (const auto& figure : figures) {

@@ -1,0 +1,123 @@
+"""Two brokers, each on a device of its own: does what one holds come to the other by RDMA, byte for byte, and at what cost?
+
+The transport workers themselves, driven as engines drive them. (A vLLM engine needs instructions that the emulated
+machine lacks.) By TCP for comparison, in the same run. Shares the rig of `tests/peers`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pegashm import fsck
+from pegashm.transport.messages import Answer
+from pegashm.units import KIB, MIB
+
+from tests.arenas import Shape
+from tests.peers.rig import Host, connect
+from tests.transport.rig import eventually
+
+DEVICES = ("rxe0", "rxe1")
+SHAPE = Shape(
+    segment_bytes=4 * MIB, segments_per_arena=(16,), block_bytes_min=64 * KIB, spill_records=500,
+    remote_buckets=512,
+)  # fmt: skip
+PATIENCE = 120.0  # the machine is emulated
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Callable[..., tuple[Host, Host]]]:
+    """Two hosts that have met, each with one device; both are there under names of this machine."""
+    if not all(Path("/sys/class/infiniband", device).exists() for device in DEVICES):
+        pytest.skip(f"there are no devices {' and '.join(DEVICES)}")
+    made: list[Host] = []
+
+    def make(fabric: str = "verbs", **options: object) -> tuple[Host, Host]:
+        for device in DEVICES:
+            folder = tmp_path / f"host{len(made)}"
+            devices = {"rdma_devices": (device,)} if fabric == "verbs" else {}
+            made.append(Host(folder, shape=SHAPE, fabric=fabric, **devices, **options))  # type: ignore[arg-type]
+        connect(made[-2:])
+        return made[-2], made[-1]
+
+    yield make
+    for host in made:
+        print(host.said())
+        host.close()
+
+
+def cpu_seconds(host: Host) -> float:
+    fields = Path(f"/proc/{host.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("fabric", ["verbs", "tcp"], ids=["rdma", "sockets"])
+def test_every_byte_and_its_price(pair: Callable[..., tuple[Host, Host]], fabric: str) -> None:
+    a, b = pair(fabric)
+    keys = a.store(range(1, 25), MIB, sums=True) + a.store(range(101, 201), 64 * KIB)
+    eventually(lambda: b.sees(keys) == len(keys), PATIENCE)
+    assert [Answer.OK] == b.fetch(keys[-1:], 60_000)  # the connection is made, memory is registered
+    nbytes = 24 * MIB + 99 * 64 * KIB
+    before, began = (cpu_seconds(a), cpu_seconds(b)), time.monotonic()
+    assert [Answer.OK] * (len(keys) - 1) == b.fetch(keys[:-1], 60_000)
+    took = time.monotonic() - began
+    serving, reading = cpu_seconds(a) - before[0], cpu_seconds(b) - before[1]
+    assert len(keys) == b.judge(keys)
+    giga = nbytes / 1e9
+    print(
+        f"{fabric}: {nbytes / took / 1e6:.0f} MB/s, CPU s/GB serving {serving / giga:.1f}, reading "
+        f"{reading / giga:.1f} (emulated machine)"
+    )
+    for host in (a, b):
+        eventually(lambda: not host.arena.region.blocks()["pins"].any(), PATIENCE)  # noqa: B023
+        assert 0 == host.arena.region.tally()["claimed"]
+        assert fsck.check(host.arena).clean
+
+
+def test_from_the_peers_ssd(pair: Callable[..., tuple[Host, Host]]) -> None:
+    a, b = pair(spill=True)
+    keys = a.store(range(1, 31), 64 * KIB)
+    eventually(lambda: a.counter("spill_stored") >= 30, PATIENCE)
+    a.evict(keys)
+    eventually(lambda: b.sees(keys) == 30, PATIENCE)
+    assert [Answer.OK] * 30 == b.fetch(keys, 60_000)
+    assert 30 == b.judge(keys)
+
+
+def test_killed_and_stopped_in_the_middle(pair: Callable[..., tuple[Host, Host]]) -> None:
+    """Either side, while megabytes are under way: right bytes or none, by the deadline; all well afterwards."""
+    a, b = pair()
+    keys = a.store(range(1, 41), MIB)
+    eventually(lambda: b.sees(keys) == 40, PATIENCE)
+    for victim, stopped in ((a, False), (b, False), (a, True), (b, True)):
+        ticket = b.ask(keys, 4000)
+        time.sleep(0.1)
+        if stopped:
+            victim.stop()
+        else:
+            victim.kill()
+        began = time.monotonic()
+        replies: list[object] = []
+        while not replies and time.monotonic() < began + 12:
+            replies = [one for one in b.client.replies() if one.request_id == ticket]
+            time.sleep(0.01)
+        assert replies or victim is b, "no answer by the deadline"
+        print(f"{b.judge(keys)} blocks had come")
+        if stopped:
+            victim.go_on()
+        else:
+            b.cache.reap_dead()
+            victim.start(files=0)
+        eventually(lambda: b.judge(keys) + b.sees(keys) == 40, PATIENCE)
+        eventually(lambda: not a.arena.region.blocks()["pins"].any(), PATIENCE)
+        eventually(lambda: not b.arena.region.tally()["claimed"], PATIENCE)
+        b.evict(keys)
+        eventually(lambda: b.sees(keys) == 40, PATIENCE)
+    eventually(lambda: set(b.fetch(keys, 30_000)) == {Answer.OK}, PATIENCE)
+    assert 40 == b.judge(keys)
