@@ -39,7 +39,7 @@ test-crash: ## prove crash safety, the long form: every crash point, interleavin
 test-rdma: ## run the tests of RDMA on real verbs, in an emulated machine with soft-RoCE devices (Debian 12, 15 min)
 	@bash tools/setup/environment.sh test
 	@$(python) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(v != "3.11" and f".venv has Python {v}; expected 3.11, for which the pyverbs of Debian 12 is built. Type: rm -rf .venv; make test-rdma PYTHON=python3.11")'
-	@PEGASHM_FABRIC_TIMES=2 RDMA_VM_CACHE=$(CURDIR)/.cache/rdma-vm bash tests/rdma/rdma-vm.sh "$$(realpath -s $(python))" $(RUN)
+	@PEGASHM_FABRIC_TIMES=2 PEGASHM_PATIENCE=6 RDMA_VM_CACHE=$(CURDIR)/.cache/rdma-vm bash tests/rdma/rdma-vm.sh "$$(realpath -s $(python))" $(RUN)
 
 lint: ## check style, types and the core's warnings
 	@bash tools/setup/environment.sh test lint

@@ -26,7 +26,9 @@ SUM_COUNT: Final[int]  # parts of a block that can have a checksum
 SPILL_FILE_COUNT: Final[int]  # spill files of one arena
 TRANSPORT_PATH_BYTES: Final[int]
 REMOTE_HOST_COUNT: Final[int]  # numbers of other hosts, from 0
-REMOTE_HASH_VERSION: Final[int]  # of remote_hashes(): hosts that differ in it do not understand each other's hints
+REMOTE_HASH_VERSION: Final[
+    int
+]  # of remote_hashes(): hosts that differ in it do not understand each other's hints
 REMOTE_COPIES: Final[int]  # for so many hosts one block is listed
 TIER_MEMORY: Final[int]
 TIER_SSD: Final[int]
@@ -43,7 +45,7 @@ INDEX_FULL: Final[int]  # claim(): both candidate buckets are full of live entri
 PINNED: Final[int]  # evict(): somebody holds a pin
 INCOMPLETE: Final[int]  # publish(): fewer parts written than expected (or a part failed)
 SPILLED: Final[int]  # find(): on SSD, and not (or not yet) in memory: ask the transport worker
-REMOTE: Final[int]  # find(): neither, but another host has it, as far as we know: ask the transport worker
+REMOTE: Final[int]  # find(): neither, but another host may have it: ask the transport worker
 
 STATUS_NAMES: Final[dict[int, str]]
 

@@ -17,7 +17,7 @@
 
 namespace pegashm {
 
-// What a host tells about a block. Numbers of FORMAT.md, "The directory stream".
+// What a host tells about a block. Numbers of FORMAT.md, "Messages of the directory".
 enum class RemoteOp : uint8_t { publish = 1, evict = 2, spilled = 3, unspilled = 4 };
 
 // What tools show of a host; labels all.

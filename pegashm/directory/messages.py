@@ -1,33 +1,8 @@
 """What does a host tell the others about its blocks, byte by byte?
 
-Two things, both little-endian and made of remote hashes (FORMAT.md, "Remote hints"). A DELTA, one frame of the PUB
-stream: what happened since the one before it, or nothing (a heartbeat). A CHUNK, the body of a snapshot's message: a part of
-all that the host holds.
-
-DELTA
-| off | size | field | |
-|---|---|---|---|
-| 0 | 4 | magic | "PGSD" |
-| 4 | 2 | version | 1 |
-| 6 | 2 | hash_version | remote_hash_version |
-| 8 | 16 | host_id | |
-| 24 | 16 | incarnation | of the worker that tells |
-| 40 | 8 | sequence | 1 more than the last that told something; a heartbeat has the last one's |
-| 48 | 4 | count | operations, at most 16384; 0: a heartbeat |
-| 52 | 4 | reserved | zero |
-| 56 | 8 * count | hashes | |
-| | count | operations | 1 in memory now, 2 no more, 3 on SSD now, 4 no more; others are to be ignored |
-
-CHUNK
-| off | size | field | |
-|---|---|---|---|
-| 0 | 2 | version | 1 |
-| 2 | 2 | hash_version | |
-| 4 | 4 | memory_count | with the next one at most 65536 |
-| 8 | 8 | as_of | the sequence that had been told before these were read |
-| 16 | 4 | ssd_count | |
-| 20 | 4 | reserved | zero |
-| 24 | 8 each | hashes | of blocks in memory, then of those on SSD |
+Two things, both little-endian and made of remote hashes; their tables are in FORMAT.md, "Messages of the directory". A
+DELTA, one frame of the PUB stream: what happened since the one before it, or nothing (a heartbeat). A CHUNK, the body of a
+snapshot's message: a part of all that the host holds.
 
 `parse_*` takes any bytes whatever and never raises: what is none of ours is a `Malformed` that says so. Pure.
 """

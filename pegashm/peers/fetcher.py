@@ -372,7 +372,8 @@ class Fetcher:
             incarnation=peer.incarnation,
             fingerprint=namespace.fingerprint,
             lease_ms=max(1, int(lease_seconds * 1000)),
-            wait_ms=min(LEASE_MS_MAX, int(seconds * 800)),
+            # The answer has to come in time, with what is there by then.
+            wait_ms=min(LEASE_MS_MAX, int((seconds if waits else patience) * 800)),
             bytes_max=self._batch_bytes,
             fabric=fabric.name,
             keys=tuple(wanted.name[1] for wanted in batch.wanted),

@@ -65,8 +65,9 @@ _SNAPSHOTS_MAX: Final = 8
 _CHUNKS_AT_ONCE: Final = 2
 
 Words = NDArray[np.uint64]
-# Bring these keys of a namespace into memory within so many ms, then call back (from any thread).
-Promote = Callable[[tuple[bytes, ...], int, int, Callable[[], None]], None]
+# Bring of these keys of a namespace, the first so many bytes of them, into memory within so many ms, then call back (from
+# any thread).
+Promote = Callable[[tuple[bytes, ...], int, int, int, Callable[[], None]], None]
 # The directory's bodies of CHUNK messages, made as they are sent.
 Snapshots = Callable[[], Iterator[bytes]]
 
@@ -296,7 +297,8 @@ class Server:
                     waiting.arrived = True
                     self._wake()
 
-                self._promote(spilled, namespace_id, pin.wait_ms, arrived)
+                room = min(pin.bytes_max, self._leases.room(token))
+                self._promote(spilled, namespace_id, room, pin.wait_ms, arrived)
                 return
         self._lease(route, token, pin, namespace_id)
 
@@ -305,8 +307,8 @@ class Server:
         handles, outcomes = self._client.find(pin.keys, namespace_id, pin=True, counted=False)
         rows = np.zeros(len(pin.keys), ROW_FIELDS)
         rows["outcome"] = np.where(outcomes == _native.PENDING, Outcome.PENDING, Outcome.MISSING)
-        # On SSD still: not promoted in time. It is there, and may be had later.
-        rows["outcome"][outcomes == _native.SPILLED] = Outcome.PENDING
+        # On SSD still: beyond what a lease has room for, or not promoted in time. To be asked for again, after others.
+        rows["outcome"][outcomes == _native.SPILLED] = Outcome.NOT_NOW
         found = np.flatnonzero(handles)
         if not len(found):
             self._answer(route, pin, rows)

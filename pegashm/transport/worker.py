@@ -187,15 +187,26 @@ class _Worker:
             self._peers.start(self._start, None if self._spill is None else self._promote)
 
     def _promote(
-        self, keys: tuple[bytes, ...], namespace_id: int, wait_ms: int, arrived: Callable[[], None]
+        self,
+        keys: tuple[bytes, ...],
+        namespace_id: int,
+        bytes_max: int,
+        wait_ms: int,
+        arrived: Callable[[], None],
     ) -> None:
-        """Blocks on our SSD that another host asks for. Called by the server's thread."""
+        """Blocks on our SSD that another host asks for, as many as it can have. Called by the server's thread."""
+        assert self._spill is not None
+        sizes = self._spill.tier.table.find(keys, namespace_id)["payload_bytes"]
+        fit = int((sizes.cumsum() <= bytes_max).sum())
+        if not fit:
+            arrived()
+            return
         request = Promote(
             request_id=0,
             region_id=self._cache.region_id,
             namespace_id=namespace_id,
-            deadline_ms=wait_ms,
-            keys=keys,
+            deadline_ms=max(1, wait_ms),
+            keys=keys[:fit],
         )
         self._desk.submit(request, lambda _done: arrived(), fetch=False)
 

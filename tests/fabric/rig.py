@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class HostProcess:
         self._numbers = itertools.count(1)
         self._futures: dict[int, Future[Any]] = {}
         self._ready: Future[bool] = Future()
+        self._gone = False
         command = [sys.executable, "-m", "tests.fabric.host", kind, role, self.arena_name]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -72,8 +73,11 @@ class HostProcess:
 
     def begin(self, do: str, **order: Any) -> Future[Any]:
         number = next(self._numbers)
-        future = self._futures[number] = Future()
+        future: Future[Any] = Future()
+        self._futures[number] = future
         self._write({"do": do, "id": number, **order})
+        if self._gone:  # what was written goes to nobody, and who says so has been here
+            self._end_all()
         return future
 
     def ask(self, do: str, **order: Any) -> Any:
@@ -118,9 +122,13 @@ class HostProcess:
                 future.set_exception(RefusedError(f"{said['error']}: {said['text']}"))
             else:
                 self._futures.pop(said["id"]).set_result(said["value"])
+        self._gone = True
+        self._end_all()
+
+    def _end_all(self) -> None:
         gone = RefusedError("EOFError: the process has ended")
-        for future in [self._ready, *self._futures.values()]:
-            if not future.done():
+        for future in [self._ready, *list(self._futures.values())]:
+            with contextlib.suppress(InvalidStateError):
                 future.set_exception(gone)
 
     def _introduce(self, said: dict[str, Any]) -> None:

@@ -78,6 +78,20 @@ def test_from_the_peers_ssd(pair: Pair) -> None:
     nothing_left(a, b)
 
 
+def test_more_on_the_peers_ssd_than_a_lease_holds(pair: Pair) -> None:
+    """Promoted there lease by lease, never more at once than one may hold: its memory is not swept for us."""
+    a, b = pair(spill=True)
+    keys = a.store(range(1, 121), BYTES)
+    a.wait_stored(120)
+    a.evict(keys)
+    hot = a.store(range(1001, 1101), BYTES)
+    eventually(lambda: b.sees(keys) == 120)
+    assert [Answer.OK] * 120 == b.fetch(keys)
+    assert 120 == b.judge(keys)
+    assert a.judge(hot) > 50
+    nothing_left(a, b)
+
+
 def test_both_tiers_in_one_request(pair: Pair) -> None:
     """What is on our own SSD is read from there, the rest comes from the other host; one answer, in order."""
     a, b = pair(spill=True)

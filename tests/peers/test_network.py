@@ -20,7 +20,7 @@ from tests.transport.rig import eventually
 
 pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=str(why_not())),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
 ]
 
 
