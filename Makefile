@@ -13,7 +13,7 @@ typed := .cache/typed
 crash_suites := $(addprefix tests/,crash fsck explore fuzz payload_sums world contract race sanitized soak transport/test_deaths.py e2e/test_storm.py)
 figures := .cache/crash-figures.jsonl
 # What `make test-rdma` runs in its machine; a bench, for example: RUN="-m bench.fetch_rdma".
-RUN ?= -m pytest -p no:cacheprovider -k "not tcp" --timeout 300 tests/rdma tests/fabric $(PYTEST_ARGS)
+RUN ?= -m pytest -p no:cacheprovider -k "not tcp" --timeout 300 tests/rdma tests/fabric tests/peers/test_slow_network.py $(PYTEST_ARGS)
 export PYTHON
 
 .PHONY: help demo test test-crash test-rdma lint format clean

@@ -1,4 +1,7 @@
-"""What the tests of other hosts share: hosts that are taken down whatever happens, and their logs when one failed."""
+"""What the tests of other hosts share: hosts that are taken down whatever happens, and their logs when one failed.
+
+`pair` are two on this machine's loopback; `three` have networks of their own (`hosts.py`) and, as between real hosts, keys.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from pegashm.peers.keys import make_keys
+
+from tests.peers.hosts import Network
 from tests.peers.rig import Host, connect
 
 
@@ -37,5 +43,40 @@ def pair(host: Callable[..., Host]) -> Callable[..., tuple[Host, Host]]:
         one, other = host(**options), host(**options)
         connect([one, other])
         return one, other
+
+    return make
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    made = Network(3)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> list[str]:
+    """Of three hosts, each on the lists of the others with its address."""
+    folders = [tmp_path / f"keys{number}" for number in range(3)]
+    for folder in folders:
+        make_keys(str(folder))
+    return [str(folder) for folder in folders]
+
+
+@pytest.fixture
+def three(host: Callable[..., Host], network: Network, keys: list[str]) -> Callable[[], list[Host]]:
+    def make() -> list[Host]:
+        lines = [
+            f"{(Path(folder) / 'host.pub').read_text().strip()} {address}\n"
+            for folder, address in zip(keys, network.addresses, strict=True)
+        ]
+        for folder in keys:
+            (Path(folder) / "allowed").write_text("".join(lines))
+        hosts = [
+            host(ip=address, port=7420, prefix=network.prefix(number), keys=keys[number])
+            for number, address in enumerate(network.addresses)
+        ]
+        connect(hosts)
+        return hosts
 
     return make
