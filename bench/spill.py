@@ -179,7 +179,7 @@ def timed(work: Callable[[], None], nbytes: int) -> Sample:
 
 
 def measure(options: harness.Options) -> harness.Findings:
-    file_bytes = options.pick(4 * GIB, 2 * GIB, 64 * MIB)
+    file_bytes = options.pick(16 * GIB, 2 * GIB, 64 * MIB)
     arena_bytes = options.pick(1 * GIB, 512 * MIB, 32 * MIB)
     rounds = options.pick(7, 3, 1)
     seconds = options.pick(1.0, 0.4, 0.05)
@@ -202,7 +202,7 @@ def measure(options: harness.Options) -> harness.Findings:
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pegashm-bench-"))
-        need = 3 * file_bytes + 5500 * record_count
+        need = 2 * file_bytes + 5500 * record_count
         if shutil.disk_usage(folder).free < need:
             raise SystemExit(
                 f"this bench needs {need / 1e9:.0f} GB of disk, and {folder} has less: name another place "
