@@ -16,7 +16,17 @@ from bench import harness
 
 __all__ = ["main"]
 
-BENCHES = ("attach", "checksum", "copy", "directory", "fetch", "lookup", "spill", "tier")
+BENCHES = (
+    "attach",
+    "checksum",
+    "copy",
+    "directory",
+    "fetch",
+    "fetch_hosts",
+    "lookup",
+    "spill",
+    "tier",
+)
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 

@@ -3,13 +3,15 @@
 // Compiled by bench/reference.py at run time into a temporary folder and called by ctypes; nothing of
 // PegaShm is in here, so that a slow core cannot make its own limit look low. Copies: the best that a C
 // library, the processor's string instruction and streaming stores (one, two or four streams a run) do on a list
-// of runs. Lines: how fast independent random cache lines arrive. Times are taken inside, between two
-// barriers, so that starting threads costs nothing. It checks nothing: the caller vouches for addresses.
+// of runs. Lines: how fast independent random cache lines arrive. Disk: a few threads that call pread or pwrite for
+// one block after the other. Times are taken inside, between two barriers, so that starting threads costs nothing.
+// It checks nothing: the caller vouches for addresses.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { threads_max = 16, step_bytes = 128 };
 
@@ -160,6 +162,58 @@ double reference_copy(uint32_t method, uint32_t threads, uint64_t count,
   for (uint32_t i = 1; i < threads; i++) pthread_join(ids[i], 0);
   pthread_barrier_destroy(&barrier);
   return seconds;
+}
+
+typedef struct {
+  int fd, write;
+  uint64_t count;
+  const uint64_t *offsets, *addresses, *sizes;
+  uint64_t next;
+  int failed;
+  pthread_barrier_t* barrier;
+} Blocks;
+
+static void move_blocks(Blocks* blocks) {
+  for (;;) {
+    const uint64_t i = __atomic_fetch_add(&blocks->next, 1, __ATOMIC_RELAXED);
+    if (i >= blocks->count) return;
+    char* const address = (char*)(uintptr_t)blocks->addresses[i];
+    const size_t size = blocks->sizes[i];
+    const off_t offset = (off_t)blocks->offsets[i];
+    const ssize_t moved = blocks->write ? pwrite(blocks->fd, address, size, offset)
+                                        : pread(blocks->fd, address, size, offset);
+    if (moved != (ssize_t)size) __atomic_store_n(&blocks->failed, 1, __ATOMIC_RELAXED);
+  }
+}
+
+static void* disk_share(void* argument) {
+  Blocks* const blocks = argument;
+  pthread_barrier_wait(blocks->barrier);
+  move_blocks(blocks);
+  pthread_barrier_wait(blocks->barrier);
+  return 0;
+}
+
+// Reads (or writes) whole blocks of a file with that many threads; seconds, or -1 when a thread did not start or a call
+// moved less than its block.
+double reference_disk(int fd, int write, uint32_t threads, uint64_t count, const uint64_t* offsets,
+                      const uint64_t* addresses, const uint64_t* sizes) {
+  pthread_t ids[threads_max];
+  pthread_barrier_t barrier;
+  if (threads == 0 || threads > threads_max) return -1;
+  pthread_barrier_init(&barrier, 0, threads);
+  Blocks blocks = {fd, write, count, offsets, addresses, sizes, 0, 0, &barrier};
+  for (uint32_t i = 1; i < threads; i++) {
+    if (pthread_create(&ids[i], 0, disk_share, &blocks) != 0) return -1;
+  }
+  pthread_barrier_wait(&barrier);
+  const double start = now();
+  move_blocks(&blocks);
+  pthread_barrier_wait(&barrier);
+  const double seconds = now() - start;
+  for (uint32_t i = 1; i < threads; i++) pthread_join(ids[i], 0);
+  pthread_barrier_destroy(&barrier);
+  return blocks.failed ? -1 : seconds;
 }
 
 // Seconds to read one word of a line of `first` and of a line of `second` for each i, all independent and

@@ -1,7 +1,7 @@
 """How do benches call the yardsticks of reference.c? Compiled with cc into a temporary folder, called by ctypes.
 
 Nothing is kept: each run compiles anew (half a second), so that a bench needs a C compiler and nothing installed.
-Addresses and offsets are numpy arrays of uint64, passed as they are. Used by copy.py and lookup.py.
+Addresses and offsets are numpy arrays of uint64, passed as they are. Used by copy.py, lookup.py and spill.py.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Reference:
             except subprocess.CalledProcessError as error:
                 raise SystemExit(f"{' '.join(command)} failed:\n{error.stderr}") from None
             self._library = ctypes.CDLL(library)
-        for name in ("reference_copy", "reference_lines"):
+        for name in ("reference_copy", "reference_disk", "reference_lines"):
             getattr(self._library, name).restype = ctypes.c_double
         self._library.reference_method.restype = ctypes.c_char_p
         self._library.reference_walk.restype = ctypes.c_uint64
@@ -68,6 +68,30 @@ class Reference:
         )
         if seconds < 0:
             raise OSError(f"reference.c could not start {threads} threads")
+        return float(seconds)
+
+    def disk(
+        self,
+        descriptor: int,
+        threads: int,
+        offsets: Words,
+        addresses: Words,
+        sizes: Words,
+        *,
+        write: bool,
+    ) -> float:
+        """Read or write these blocks, each by one call; seconds, as of `copy`."""
+        seconds = self._library.reference_disk(
+            ctypes.c_int(descriptor),
+            ctypes.c_int(write),
+            ctypes.c_uint32(threads),
+            ctypes.c_uint64(len(sizes)),
+            _pointer(offsets),
+            _pointer(addresses),
+            _pointer(sizes),
+        )
+        if seconds < 0:
+            raise OSError("reference.c could not start its threads, or a call moved too little")
         return float(seconds)
 
     def lines(self, first: Words, first_offsets: Words, second: Words, offsets: Words) -> float:

@@ -131,6 +131,11 @@ class Client:
         self.cache.touch(handles)
         return None if outcomes.any() else took
 
+    def wrong(self, handles: Words, blocks: Sequence[int]) -> int:
+        """How many of these, copied out, are not what `store` stored."""
+        self._copy_out(handles)
+        return sum(not self._is_right(row, block) for row, block in enumerate(blocks))
+
     def _copy_out(self, handles: Words) -> None:
         self._copy(handles, np.arange(len(handles)), into_arena=False)
 

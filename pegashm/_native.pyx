@@ -12,8 +12,10 @@ import numpy as np
 
 from pegashm.errors import ArenaNotReadyError, FormatError, ResourceError
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_FillInfo
+from cpython.object cimport PyObject
+from cpython.sequence cimport PySequence_Fast, PySequence_Fast_GET_SIZE, PySequence_Fast_ITEMS
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -500,9 +502,10 @@ cdef class _Keys:
     def __cinit__(self, object keys, uint32_t namespace_id):
         cdef Py_ssize_t i, size, length
         cdef const uint8_t* data
-        cdef object key
-        keys = keys if isinstance(keys, (list, tuple)) else list(keys)
-        size = len(keys)
+        cdef PyObject** items
+        keys = PySequence_Fast(keys, "keys are a sequence of bytes")
+        items = PySequence_Fast_ITEMS(keys)  # borrowed; nothing below runs Python code before it fails
+        size = PySequence_Fast_GET_SIZE(keys)
         if size >= 0x7FFFFFFF:
             raise ValueError(f"a batch holds at most 2^31 keys, got {size}")
         self.count = <uint32_t>size
@@ -510,13 +513,13 @@ cdef class _Keys:
         if self.keys == NULL:
             raise MemoryError()
         for i in range(size):
-            key = keys[i]
-            if not isinstance(key, bytes):
-                raise TypeError(f"a key is bytes (block hash + 4 bytes of group), got {type(key).__name__}")
-            length = PyBytes_GET_SIZE(key) - 4
+            if not PyBytes_Check(<object>items[i]):
+                raise TypeError(
+                    f"a key is bytes (block hash + 4 bytes of group), got {type(<object>items[i]).__name__}")
+            length = PyBytes_GET_SIZE(<object>items[i]) - 4
             if length < 1 or length > 32:
                 raise ValueError(f"a key has 1 to 32 bytes of hash and 4 of group, got {length + 4} in all")
-            data = <const uint8_t*>PyBytes_AS_STRING(key)
+            data = <const uint8_t*>PyBytes_AS_STRING(<object>items[i])
             if data[length] != 0 or data[length + 1] != 0:
                 raise ValueError("the KV-cache group of a key must be below 65536")
             if length == 32:  # what engines send: a size known to the compiler is four moves, not a call

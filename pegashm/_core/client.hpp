@@ -8,7 +8,7 @@
 #include <cstdlib>
 #include <mutex>
 
-#include "remote.hpp"
+#include "lookup.hpp"
 #include "room.hpp"
 
 namespace pegashm {
@@ -42,48 +42,28 @@ class Client {
   uint32_t find(const Key* keys, uint32_t size, bool pin, bool prefix, uint64_t* handles,
                 Outcome* outcomes, bool counted = true) noexcept {
     const std::lock_guard guard(mutex_);
-    constexpr uint32_t ahead = 16;
     Tally tally;
-    RemoteLookup remote(view_);
-    for (uint32_t base = 0; base < size; base += ahead) {
-      Buckets buckets[ahead];
-      const uint32_t lot = std::min(ahead, size - base);
-      for (uint32_t i = 0; i < lot; ++i) {
-        buckets[i] = buckets_of(view_.geometry, keys[base + i]);
-        prefetch_buckets(view_, buckets[i]);
-      }
-      bool listed[ahead];
-      RemoteBuckets hints[ahead];
-      bool begun[ahead] = {};
-      for (uint32_t i = 0; i < lot; ++i) listed[i] = prefetch_record(view_, buckets[i]);
-      if (remote.on()) {
-        for (uint32_t i = 0; i < lot; ++i) {
-          begun[i] = !listed[i] && remote.begin(keys[base + i], hints[i]);
-        }
-        for (uint32_t i = 0; i < lot; ++i) {
-          if (begun[i]) prefetch_remote(view_, hints[i]);
-        }
-      }
-      for (uint32_t i = 0; i < lot; ++i) {
-        const Found found = listed[i] ? find_key(view_, keys[base + i], buckets[i]) : Found{};
+    Lookahead ahead(view_, keys, size, pin);
+    bool ended = false;
+    for (uint32_t number = 0; !ended; ++number) {
+      const uint32_t count = ahead.turn_to(number);
+      if (count == 0) break;
+      for (uint32_t i = 0; i < count && !ended; ++i) {
+        const Found found = ahead.find(i);
         Outcome outcome = found.handle == 0 ? Outcome::missing
                           : found.ready     ? Outcome::ok
                                             : Outcome::pending;
         if (outcome == Outcome::ok && pin && !add_pin(found.handle)) outcome = Outcome::missing;
         // On its way into memory (or stored anew) while it is on SSD: whoever asks the worker waits for it.
         if (outcome != Outcome::ok && found.spilled) outcome = Outcome::spilled;
-        if (outcome != Outcome::ok && outcome != Outcome::spilled && remote.on() &&
-            (begun[i] || remote.begin(keys[base + i], hints[i])) && is_remote(view_, hints[i])) {
+        if (outcome != Outcome::ok && outcome != Outcome::spilled && ahead.is_remote(i)) {
           outcome = Outcome::remote;
         }
-        handles[base + i] = outcome == Outcome::ok ? found.handle : 0;
-        outcomes[base + i] = outcome;
+        handles[tally.judged] = outcome == Outcome::ok ? found.handle : 0;
+        outcomes[tally.judged] = outcome;
         tally.add(outcome);
-        if (prefix && outcome != Outcome::ok && outcome != Outcome::spilled &&
-            outcome != Outcome::remote) {
-          if (counted) count_find(tally);
-          return tally.judged;
-        }
+        ended = prefix && outcome != Outcome::ok && outcome != Outcome::spilled &&
+                outcome != Outcome::remote;
       }
     }
     if (counted) count_find(tally);

@@ -1,4 +1,5 @@
-// Where is the block of a key? Two candidate buckets of one cache line each, no relocation, no tombstones.
+// Where is the block of a key? Two candidate buckets of one cache line each, in one page of memory; no relocation,
+// no tombstones.
 //
 // Blocks in memory and on SSD are listed alike (record numbers from record_count on are spill records), so
 // that one lookup sees both tiers.
@@ -9,7 +10,10 @@
 // Two-choice buckets: Azar, Broder, Karlin, Upfal, "Balanced Allocations" (1994).
 #pragma once
 
+#include <bit>
+
 #include "crash.hpp"
+#include "match.hpp"
 #include "states.hpp"
 #include "status.hpp"
 #include "view.hpp"
@@ -31,10 +35,12 @@ inline Buckets buckets_of(const Geometry& geometry, const Key& key) noexcept {
   const uint64_t other = mix(hash, 0xD6E8FEB86659FD93);
   const uint64_t another = mix(other, 0xA0761D6478BD642F);
   const uint64_t mask = geometry.bucket_count - 1;
+  const uint64_t in_page = std::min(mask, bucket_page - 1);
   const uint64_t fingerprint = other >> 40;
-  uint64_t second = other & mask;
   const uint64_t first = another & mask;
-  if (second == first) second = (first + 1) & mask;
+  // Both lie in one page: a second one would be a second walk of the page tables, which costs more than the line.
+  uint64_t second = (first & ~in_page) | (other & in_page);
+  if (second == first) second ^= 1 & mask;
   return {first, second, fingerprint == 0 ? 1 : fingerprint};
 }
 
@@ -103,16 +109,33 @@ inline bool is_spilled(const View& view, uint64_t entry, const Key& key) noexcep
   return load_acquire(record->identity) == key.identity && load_acquire(record->state) == state;
 }
 
+// The entries with the fingerprint, as bits: the second bucket's follow the first's.
+inline uint32_t matches_of(const View& view, const Buckets& buckets) noexcept {
+  const auto top = static_cast<uint32_t>(buckets.fingerprint);
+  return match_tops(view.bucket(buckets.first).entries, top) |
+         match_tops(view.bucket(buckets.second).entries, top) << entries_per_bucket;
+}
+
+inline uint64_t matching_entry(const View& view, const Buckets& buckets,
+                               uint32_t matches) noexcept {
+  const auto at = static_cast<uint32_t>(std::countr_zero(matches));
+  // Without a branch, since which of the two it is cannot be guessed.
+  const uint64_t other = uint64_t{0} - (at / entries_per_bucket);
+  const uint64_t bucket = buckets.first ^ ((buckets.first ^ buckets.second) & other);
+  return load_acquire(view.bucket(bucket).entries[at % entries_per_bucket]);
+}
+
 // SYNC publish/find: the acquire load of READY makes the claimer's key and payload visible.
 // Pairs with publish().
-inline Found find_in_bucket(const View& view, uint64_t bucket, uint64_t fingerprint, const Key& key,
-                            Found best) noexcept {
-  for (uint64_t& word : view.bucket(bucket).entries) {
-    const uint64_t entry = load_acquire(word);
-    if (entry_fingerprint(entry) != fingerprint) continue;
+inline Found find_among(const View& view, const Key& key, const Buckets& buckets,
+                        uint32_t matches) noexcept {
+  Found found;
+  for (; matches != 0; matches &= matches - 1) {
+    const uint64_t entry = matching_entry(view, buckets, matches);
+    if (entry_fingerprint(entry) != buckets.fingerprint) continue;
     const uint32_t record = entry_record(entry);
     if (record >= view.geometry.record_count) {
-      best.spilled = best.spilled || is_spilled(view, entry, key);
+      found.spilled = found.spilled || is_spilled(view, entry, key);
       continue;
     }
     const Block& block = view.block(record);
@@ -123,19 +146,15 @@ inline Found find_in_bucket(const View& view, uint64_t bucket, uint64_t fingerpr
         load_acquire(block.state) != state) {
       continue;
     }
-    best.handle = make_handle(record, block_generation(state));
-    best.ready = tag == BlockTag::ready;
-    if (best.ready) break;
+    found.handle = make_handle(record, block_generation(state));
+    found.ready = tag == BlockTag::ready;
+    if (found.ready) break;
   }
-  return best;
+  return found;
 }
 
 inline Found find_key(const View& view, const Key& key, const Buckets& buckets) noexcept {
-  Found found = find_in_bucket(view, buckets.first, buckets.fingerprint, key, Found{});
-  if (!found.ready) {
-    found = find_in_bucket(view, buckets.second, buckets.fingerprint, key, found);
-  }
-  return found;
+  return find_among(view, key, buckets, matches_of(view, buckets));
 }
 
 inline void prefetch_buckets(const View& view, const Buckets& buckets) noexcept {
@@ -143,26 +162,13 @@ inline void prefetch_buckets(const View& view, const Buckets& buckets) noexcept 
   __builtin_prefetch(&view.bucket(buckets.second));
 }
 
-// Starts loading the record that the first matching entry names. False: none matches, the key is not here.
-inline bool prefetch_record(const View& view, const Buckets& buckets) noexcept {
-  for (const uint64_t bucket : {buckets.first, buckets.second}) {
-    for (uint64_t& word : view.bucket(bucket).entries) {
-      const uint64_t entry = load_acquire(word);
-      if (entry_fingerprint(entry) != buckets.fingerprint) continue;
-      const uint32_t record = entry_record(entry);
-      if (record >= view.geometry.record_count) {
-        const SpillRecord* const spilled = named_spill(view, entry);
-        if (spilled == nullptr) continue;
-        __builtin_prefetch(spilled);
-        return true;
-      }
-      const Block& block = view.block(record);
-      __builtin_prefetch(&block);
-      __builtin_prefetch(block.pins);
-      return true;
-    }
-  }
-  return false;
+// The record that the first match names, a block's or one on SSD; null: it names nothing any more.
+inline const void* matching_record(const View& view, const Buckets& buckets,
+                                   uint32_t matches) noexcept {
+  const uint64_t entry = matching_entry(view, buckets, matches);
+  const uint32_t record = entry_record(entry);
+  return record < view.geometry.record_count ? static_cast<const void*>(&view.block(record))
+                                             : named_spill(view, entry);
 }
 
 // Whether an entry's record has moved on, so that the entry may be overwritten.

@@ -60,7 +60,7 @@ SEAL_SECONDS: Final = 1.0
 # Payload is hashed and handed to the threads in shares of this size, so that both go on at once.
 _SHARE_BYTES: Final = 4 << 20
 _UNDER_WAY_BYTES: Final = 32 << 20
-_FRAMES_UNDER_WAY: Final = 64
+_FRAMES_AT_ONCE: Final = 64
 _BLOCKS_AT_ONCE: Final = 1024
 
 _log = logging.getLogger("pegashm")
@@ -119,6 +119,16 @@ class _Frame:
     transfers: list[DiskTransfer]
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Frames of an append whose writing has begun, and their records. `full`: no other record fits behind them."""
+
+    records: Rows
+    strides: Words
+    frames: list[_Frame]
+    full: bool
+
+
 DiskMaker = Callable[..., Disk]
 
 
@@ -140,7 +150,7 @@ class SpillFile:
         self._disk = disk
         self._now_ns = now_ns
         self._sync_seconds = sync_seconds
-        self._pages = Pages(_FRAMES_UNDER_WAY)
+        self._pages = Pages(2 * _FRAMES_AT_ONCE)  # a part under way, a part being started
         self._appending = threading.Lock()
         self._state = threading.Lock()  # over readers, sequences, counters and errors in a row
         self._readers = np.zeros(superblock.region_count, np.uint32)
@@ -265,13 +275,7 @@ class SpillFile:
         with self._appending:
             if not self.writable:
                 return Appended(np.zeros(0, RECORD_FIELDS), Append.FAILED, errno.EIO)
-            parts = [Appended(np.zeros(0, RECORD_FIELDS), Append.DONE)]
-            done = 0
-            while done < len(blocks) and parts[-1].outcome is Append.DONE:
-                parts.append(self._append(namespace, blocks[done : done + _BLOCKS_AT_ONCE]))
-                done += len(parts[-1].records)
-            records = np.concatenate([part.records for part in parts], dtype=RECORD_FIELDS)
-            return Appended(records, parts[-1].outcome, parts[-1].errno)
+            return self._append(namespace, blocks)
 
     def next_region(self) -> NextRegion:
         """The region that `advance` takes."""
@@ -389,6 +393,41 @@ class SpillFile:
     # -- appending -------------------------------------------------------------------------------
 
     def _append(self, namespace: SpillNamespace, blocks: Rows) -> Appended:
+        """In parts; each is started before the one before it is waited for, so that the device never runs dry."""
+        queue: deque[tuple[DiskTransfer, int]] = deque()
+        started: deque[_Part] = deque()
+        ended: list[Appended] = []
+        done = 0
+        finished = False
+        try:
+            while True:
+                more = done < len(blocks) and not (started and started[-1].full)
+                if more and (not ended or ended[-1].outcome is Append.DONE):
+                    some = blocks[done : done + _BLOCKS_AT_ONCE]
+                    half = len(ended) + len(started) & 1
+                    started.append(self._start_part(namespace, some, half, queue))
+                    done += len(started[-1].records)
+                    if len(started) == 1 and not started[0].full:
+                        continue
+                if not started:
+                    break
+                ended.append(self._finish(started.popleft(), ended))
+            finished = True
+        finally:
+            if not finished:  # interrupted: what stands behind a hole cannot be found
+                self._end = self._region_end
+        records = [np.zeros(0, RECORD_FIELDS), *(each.records for each in ended)]
+        last = ended[-1] if ended else Appended(records[0], Append.DONE)
+        return Appended(np.concatenate(records, dtype=RECORD_FIELDS), last.outcome, last.errno)
+
+    def _start_part(
+        self,
+        namespace: SpillNamespace,
+        blocks: Rows,
+        half: int,
+        queue: deque[tuple[DiskTransfer, int]],
+    ) -> _Part:
+        """Start writing the first of these blocks, as many as fit into the region. `half` of the frames' pages is free."""
         records = np.zeros(len(blocks), RECORD_FIELDS)
         for name in _SHARED:
             records[name] = blocks[name]
@@ -396,28 +435,22 @@ class SpillFile:
         strides = strides_of(records["payload_bytes"])
         seeds = seeds_of(namespace.fingerprint, blocks)
         addresses: list[int] = blocks["address"].tolist()
-        queue: deque[tuple[DiskTransfer, int]] = deque()
         frames: list[_Frame] = []
         done = 0
         full = False
-        finished = False
-        try:
-            while done < len(blocks) and len(frames) < _FRAMES_UNDER_WAY and not full:
-                count = self._fitting(strides[done : done + RECORDS_PER_FRAME])
-                full = count == 0
-                if not full:
-                    rows = slice(done, done + count)
-                    frames.append(
-                        self._start_frame(
-                            namespace, records, rows, strides, seeds, addresses, len(frames), queue
-                        )
+        while done < len(blocks) and len(frames) < _FRAMES_AT_ONCE and not full:
+            count = self._fitting(strides[done : done + RECORDS_PER_FRAME])
+            full = count == 0
+            if not full:
+                rows = slice(done, done + count)
+                slot = half * _FRAMES_AT_ONCE + len(frames)
+                frames.append(
+                    self._start_frame(
+                        namespace, records, rows, strides, seeds, addresses, slot, queue
                     )
-                    done += count
-            finished = True
-            return self._finish(records, frames, strides, full=full)
-        finally:
-            if not finished:  # interrupted: what stands behind a hole cannot be found
-                self._end = self._region_end
+                )
+                done += count
+        return _Part(records[:done], strides[:done], frames, full)
 
     @property
     def _region_end(self) -> int:
@@ -484,13 +517,12 @@ class SpillFile:
         for row in np.flatnonzero(records["checksum"] == 0).tolist():
             records["checksum"][row] = checksum_at(addresses[row], sizes[row], seeds[row])
 
-    def _finish(
-        self, records: Rows, frames: Sequence[_Frame], strides: Words, *, full: bool
-    ) -> Appended:
+    def _finish(self, part: _Part, before: Sequence[Appended]) -> Appended:
         """Wait for all; what stands behind a frame that failed cannot be found again, so it is not returned."""
         kept = 0
-        failure = 0
-        for frame in frames:
+        failure = before[-1].errno if before else 0
+        lost = failure != 0  # with the part before
+        for frame in part.frames:
             errors = np.concatenate([transfer.wait(helping=True) for transfer in frame.transfers])
             wrong = errors[errors != 0]
             if failure == 0 and len(wrong):
@@ -499,12 +531,15 @@ class SpillFile:
                 kept = frame.rows.stop
                 with self._state:
                     self.counters["frames"] += 1
-        written = int(strides[:kept].sum()) + PAGE_BYTES * len(frames)
-        self._note_writes(failure, written, int(records["payload_bytes"][:kept].sum()), kept)
+        records = part.records[:kept]
+        if not lost:
+            written = int(part.strides[:kept].sum()) + PAGE_BYTES * len(part.frames)
+            payload = int(records["payload_bytes"].sum())
+            self._note_writes(failure, written, payload, kept)
         if failure:
             self._end = self._region_end  # nothing more goes in here
-            return Appended(records[:kept], Append.FAILED, failure)
-        return Appended(records[:kept], Append.REGION_FULL if full else Append.DONE)
+            return Appended(records, Append.FAILED, failure)
+        return Appended(records, Append.REGION_FULL if part.full else Append.DONE)
 
     def _note_writes(
         self,

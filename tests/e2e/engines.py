@@ -28,6 +28,7 @@ from typing import Any
 from pegashm.arena import Arena
 
 __all__ = [
+    "OPTIONS",
     "Answer",
     "Engine",
     "Server",
@@ -42,6 +43,8 @@ HERE = Path(__file__).parent
 READY_SECONDS = 200.0
 ANSWER_SECONDS = 120.0
 PROMPT_TOKENS = 550  # four blocks of 128 and a tail: 512 tokens can come from the cache
+# What each kind of model wants: the CPU kernel of latent attention is compiled for blocks of 16.
+OPTIONS: dict[str, dict[str, Any]] = {"qwen3": {}, "gemma3": {}, "dsv2": {"block_size": 16}}
 QUIET_VLLM = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pegashm.arena import Arena
 
-from tests.e2e.engines import Engine, counter, new_prompt, zero_payload
-
-# The CPU kernel of latent attention is compiled for blocks of 16.
-OPTIONS: dict[str, dict[str, Any]] = {"qwen3": {}, "gemma3": {}, "dsv2": {"block_size": 16}}
+from tests.e2e.engines import OPTIONS, Engine, counter, new_prompt, zero_payload
 
 
 @pytest.mark.parametrize("kind", OPTIONS)

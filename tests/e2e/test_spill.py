@@ -24,7 +24,7 @@ from pegashm.liveness import TRANSPORT_BYTE, holder_alive
 
 from tests.arenas import remove_arena
 from tests.contract.hostages import Hostage
-from tests.e2e.engines import Engine, Supervisor, counter, new_prompt
+from tests.e2e.engines import OPTIONS, Engine, Supervisor, counter, new_prompt
 
 Start = Callable[..., Any]
 
@@ -167,6 +167,38 @@ def test_a_reboot_costs_nothing_but_memory(
     assert correct == [answer.tokens for answer in answers]
     assert [TOKENS] * len(prompts) == [answer.cached for answer in answers]
     assert BLOCKS * len(prompts) <= figure(name, "spill_promoted")
+    assert 0 == figure(name, "spill_damaged")
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "dsv2"])
+def test_each_kind_of_cache_comes_back(
+    kind: str,
+    models: Callable[..., Path],
+    start: Start,
+    name: str,
+    serve: Callable[[], Supervisor],
+) -> None:
+    """Sliding windows beside full attention (groups of their own) and latent attention: from SSD alone, and really used."""
+    serve()
+    options = OPTIONS[kind]
+    alone: Engine = start(Engine, models(kind), None, options=options)
+    engine: Engine = start(Engine, models(kind), name, options=options, extra=PATIENT)
+    prompts = [new_prompt(f"{kind} {number}") for number in range(3)]
+    alone.ready()
+    correct = [answer.tokens for prompt in prompts for answer in alone.ask(prompt)]
+    alone.kill()
+    engine.ready()
+    first = [answer for prompt in prompts for answer in engine.ask(prompt)]
+    assert [(tokens, 0) for tokens in correct] == [(a.tokens, a.cached) for a in first]
+    with open_arena(name) as arena:
+        stored = len(arena.region.blocks())
+    until(lambda: figure(name, "spill_stored") >= stored)
+    evict_all(name)
+    engine.forget()
+    again = [answer for prompt in prompts for answer in engine.ask(prompt)]
+    assert correct == [answer.tokens for answer in again]
+    assert all(answer.cached >= TOKENS for answer in again)
+    assert figure(name, "spill_promoted") > 0
     assert 0 == figure(name, "spill_damaged")
 
 

@@ -8,8 +8,6 @@ One that lacks a device skips with the reason. Called by `conftest.py` and, in a
 from __future__ import annotations
 
 import functools
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +15,9 @@ from dataclasses import dataclass
 from pegashm.arena import Arena
 from pegashm.fabric.interface import Fabric
 from pegashm.units import KIB
+
+from tests import certificates
+from tests.certificates import make_certificate
 
 __all__ = ["KINDS", "READING", "SERVING", "Kind"]
 
@@ -54,27 +55,8 @@ def _tcp_tls(arena: Arena, role: str) -> Fabric:
     region = arena.region
     with tempfile.TemporaryDirectory(prefix="pegashm-") as folder:
         files = TlsFiles(certificate=f"{folder}/certificate.pem", key=f"{folder}/key.pem")
-        command = [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-        ]
-        command += ["-nodes", "-subj", "/CN=pegashm", "-days", "1"]
-        command += ["-keyout", files.key, "-out", files.certificate]
-        subprocess.run(command, check=True, capture_output=True)
+        make_certificate(files.certificate, files.key)
         return TcpFabric(region.payload_address, region.payload_bytes, tls=files)
-
-
-def _tls_why_not() -> str | None:
-    return (
-        None
-        if shutil.which("openssl")
-        else "needs openssl to make a certificate: apt install openssl"
-    )
 
 
 def _verbs(arena: Arena, role: str, *, windows: bool) -> Fabric:
@@ -118,7 +100,7 @@ KINDS: dict[str, Kind] = {
     ),
     "tcp-tls": Kind(
         open=_tcp_tls,
-        why_not=_tls_why_not,
+        why_not=certificates.why_not,
         streams=True,
         revoke_stops=True,
         serving_needed=True,

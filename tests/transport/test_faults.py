@@ -232,7 +232,9 @@ def test_a_device_that_fails(rig: Callable[..., Rig], tmp_path: Path) -> None:
         good = [key for key in keys if key not in bad]
         assert len(bad) > 12
         assert good
-        disk.fail("read", 0, 16 * MIB)  # its first page too: a probe must not find it healthy in between
+        disk.fail(
+            "read", 0, 16 * MIB
+        )  # its first page too: a probe must not find it healthy in between
         assert [Answer.FAILED] * 4 == one.promote(bad[:4])
         assert [Answer.OK] * len(good) == one.promote(good)
         for first in (4, 6):

@@ -8,6 +8,8 @@
 
 #include "planted.hpp"
 
+#define PEGASHM_MODELLED  // match.hpp: each load by itself
+
 namespace pegashm {
 
 using explore::engine;
