@@ -21,7 +21,7 @@ from tests.crash.tracing import Line, Tracer
 __all__ = ["FILES"]
 
 FILES = {
-    "peers": ("caller.py", "fetcher.py", "known.py", "leases.py", "serving.py"),
+    "peers": ("caller.py", "fetcher.py", "fetching.py", "known.py", "leases.py", "serving.py"),
     "fabric": ("tcp.py", "tcp_channel.py", "tcp_leases.py", "tcp_reading.py", "tcp_serving.py"),
     "transport": ("desk.py",),
 }
