@@ -32,23 +32,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pegashm._native import DiskTransfer
-from pegashm.spill.checksums import checksum_at, checksums_at, seeds_of
+from pegashm.spill.checksums import checksums_at, seeds_of
 from pegashm.spill.disk import PIECE_BYTES, THREADS, Disk, Pages
 from pegashm.spill.format import (
-    BLOCK_FIELDS,
     PAGE_BYTES,
     RECORD_FIELDS,
-    RECORDS_PER_FRAME,
-    FramePlace,
     RegionHeader,
     SpillNamespace,
     Superblock,
-    pack_frame,
     pack_region_header,
     pack_superblock,
     strides_of,
 )
+from pegashm.spill.frames import BLOCKS_AT_ONCE, FrameWriter, Head, Part, check_blocks, shares_of
 from pegashm.spill.opening import open_or_create
 from pegashm.spill.scan import Lot, read_chains, read_lots, read_regions
 
@@ -57,11 +53,6 @@ __all__ = ["Advance", "Append", "Appended", "Fetch", "NextRegion", "SpillFile"]
 ERRORS_IN_A_ROW: Final = 3
 SYNC_SECONDS: Final = 5.0
 SEAL_SECONDS: Final = 1.0
-# Payload is hashed and handed to the threads in shares of this size, so that both go on at once.
-_SHARE_BYTES: Final = 4 << 20
-_UNDER_WAY_BYTES: Final = 32 << 20
-_FRAMES_AT_ONCE: Final = 64
-_BLOCKS_AT_ONCE: Final = 1024
 
 _log = logging.getLogger("pegashm")
 
@@ -111,24 +102,6 @@ class NextRegion:
     sequence: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    """One frame of an append: which of its rows, and what is being written."""
-
-    rows: slice
-    transfers: list[DiskTransfer]
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Frames of an append whose writing has begun, and their records. `full`: no other record fits behind them."""
-
-    records: Rows
-    strides: Words
-    frames: list[_Frame]
-    full: bool
-
-
 DiskMaker = Callable[..., Disk]
 
 
@@ -150,20 +123,16 @@ class SpillFile:
         self._disk = disk
         self._now_ns = now_ns
         self._sync_seconds = sync_seconds
-        self._pages = Pages(2 * _FRAMES_AT_ONCE)  # a part under way, a part being started
+        self._frames = FrameWriter(disk, superblock)
         self._appending = threading.Lock()
         self._state = threading.Lock()  # over readers, sequences, counters and errors in a row
         self._readers = np.zeros(superblock.region_count, np.uint32)
         self._sequences = np.zeros(superblock.region_count, np.uint64)
         self._read_errors = 0
         self._write_errors = 0
-        # The head: the region with the largest sequence (-1: none yet), where its chain ends, frames in it.
-        self._head: RegionHeader | None = None
-        self._sequence = 0
+        self._head = Head()
+        self._header: RegionHeader | None = None  # of its region
         self._sequence_next = 1
-        self._region = -1
-        self._end = 0
-        self._number = 0
         self._adopt()
 
         self._closing = False
@@ -234,7 +203,7 @@ class SpillFile:
     @property
     def sequence(self) -> int:
         """Of the region at the head of the log; 0 in a new file."""
-        return self._sequence
+        return self._head.sequence
 
     @property
     def regions_used(self) -> int:
@@ -271,7 +240,7 @@ class SpillFile:
 
         ValueError for a block that no region can hold, that is empty, or whose key is.
         """
-        _check(blocks, self.superblock)
+        check_blocks(blocks, self.superblock)
         with self._appending:
             if not self.writable:
                 return Appended(np.zeros(0, RECORD_FIELDS), Append.FAILED, errno.EIO)
@@ -279,7 +248,7 @@ class SpillFile:
 
     def next_region(self) -> NextRegion:
         """The region that `advance` takes."""
-        region = (self._region + 1) % self.superblock.region_count
+        region = (self._head.region + 1) % self.superblock.region_count
         return NextRegion(region, int(self._sequences[region]))
 
     def advance(self) -> Advance:
@@ -295,18 +264,15 @@ class SpillFile:
                 self._sequences[region] = 0  # from here on its records are STALE
             sequence = self._sequence_next
             self._sequence_next += 1
-            self._region = region
-            self._end = self._region_end  # until the header is there: full
-            self._head = RegionHeader(region, sequence, self._now_ns())
-            content = pack_region_header(self.superblock.file_id, self._head)
-            self._pages.rows[0] = np.frombuffer(content, np.uint8)
-            start = self.superblock.region_start(region)
-            error = self._move_page(start, self._pages, write=True)
+            start, end = self.superblock.region_start(region), self.superblock.region_end(region)
+            # Until its header is there: full.
+            self._head = Head(region, self._head.sequence, end)
+            self._header = RegionHeader(region, sequence, self._now_ns())
+            page = _page(pack_region_header(self.superblock.file_id, self._header))
+            error = self._move_page(start, page, write=True)
             if self._note_writes(error, PAGE_BYTES, seal=True):
                 return Advance.FAILED
-            self._end = start + PAGE_BYTES
-            self._number = 0
-            self._sequence = sequence
+            self._head = Head(region, sequence, start + PAGE_BYTES)
             with self._state:
                 self._sequences[region] = sequence
                 self.counters["regions"] += 1
@@ -355,10 +321,9 @@ class SpillFile:
         right = self._move_page(0, page, write=False) == 0
         right = right and page.rows.tobytes() == pack_superblock(self.superblock)
         with self._appending:
-            if right and not self.writable and self._head is not None:
-                content = pack_region_header(self.superblock.file_id, self._head)
-                page.rows[0] = np.frombuffer(content, np.uint8)
-                offset = self.superblock.region_start(self._head.region_index)
+            if right and not self.writable and self._header is not None:
+                page = _page(pack_region_header(self.superblock.file_id, self._header))
+                offset = self.superblock.region_start(self._header.region_index)
                 right = self._move_page(offset, page, write=True) == 0
         if right:
             with self._state:
@@ -380,166 +345,61 @@ class SpillFile:
         order = regions.in_log_order()
         for each in order:
             self._sequences[each.region_index] = each.sequence
-        newest = order[-1] if order else None
-        self._head = newest
-        self._sequence = newest.sequence if newest else 0
         # A header that cannot be read now may be readable later: its sequence is not given twice.
-        self._sequence_next = self._sequence + 1 + regions.unreadable
-        self._region = newest.region_index if newest else -1
-        if newest:
-            (head,) = read_chains(self._disk, self.superblock, [newest])
-            self._end, self._number = head.end, head.frames
+        self._sequence_next = 1 + regions.unreadable
+        if order:
+            self._header = newest = order[-1]
+            (chain,) = read_chains(self._disk, self.superblock, [newest])
+            self._head = Head(newest.region_index, newest.sequence, chain.end, chain.frames)
+            self._sequence_next += newest.sequence
 
     # -- appending -------------------------------------------------------------------------------
 
     def _append(self, namespace: SpillNamespace, blocks: Rows) -> Appended:
-        """In parts; each is started before the one before it is waited for, so that the device never runs dry."""
-        queue: deque[tuple[DiskTransfer, int]] = deque()
-        started: deque[_Part] = deque()
+        """In parts; each is begun before the one before it is waited for, so that the device never runs dry."""
+        begun: deque[Part] = deque()
         ended: list[Appended] = []
         done = 0
         finished = False
         try:
             while True:
-                more = done < len(blocks) and not (started and started[-1].full)
+                more = done < len(blocks) and not (begun and begun[-1].full)
                 if more and (not ended or ended[-1].outcome is Append.DONE):
-                    some = blocks[done : done + _BLOCKS_AT_ONCE]
-                    half = len(ended) + len(started) & 1
-                    started.append(self._start_part(namespace, some, half, queue))
-                    done += len(started[-1].records)
-                    if len(started) == 1 and not started[0].full:
+                    some = blocks[done : done + BLOCKS_AT_ONCE]
+                    begun.append(self._frames.begin(self._head, namespace, some))
+                    done += len(begun[-1].records)
+                    if len(begun) == 1 and not begun[0].full:
                         continue
-                if not started:
+                if not begun:
                     break
-                ended.append(self._finish(started.popleft(), ended))
+                ended.append(self._finish(begun.popleft(), ended))
             finished = True
         finally:
-            if not finished:  # interrupted: what stands behind a hole cannot be found
-                self._end = self._region_end
+            if not finished:
+                self._end_region()
         records = [np.zeros(0, RECORD_FIELDS), *(each.records for each in ended)]
         last = ended[-1] if ended else Appended(records[0], Append.DONE)
         return Appended(np.concatenate(records, dtype=RECORD_FIELDS), last.outcome, last.errno)
 
-    def _start_part(
-        self,
-        namespace: SpillNamespace,
-        blocks: Rows,
-        half: int,
-        queue: deque[tuple[DiskTransfer, int]],
-    ) -> _Part:
-        """Start writing the first of these blocks, as many as fit into the region. `half` of the frames' pages is free."""
-        records = np.zeros(len(blocks), RECORD_FIELDS)
-        for name in _SHARED:
-            records[name] = blocks[name]
-        records["sequence"] = self._sequence
-        strides = strides_of(records["payload_bytes"])
-        seeds = seeds_of(namespace.fingerprint, blocks)
-        addresses: list[int] = blocks["address"].tolist()
-        frames: list[_Frame] = []
-        done = 0
-        full = False
-        while done < len(blocks) and len(frames) < _FRAMES_AT_ONCE and not full:
-            count = self._fitting(strides[done : done + RECORDS_PER_FRAME])
-            full = count == 0
-            if not full:
-                rows = slice(done, done + count)
-                slot = half * _FRAMES_AT_ONCE + len(frames)
-                frames.append(
-                    self._start_frame(
-                        namespace, records, rows, strides, seeds, addresses, slot, queue
-                    )
-                )
-                done += count
-        return _Part(records[:done], strides[:done], frames, full)
-
-    @property
-    def _region_end(self) -> int:
-        return self.superblock.region_end(self._region) if self._region >= 0 else 0
-
-    def _fitting(self, strides: Words) -> int:
-        """How many of these fit behind the last frame, with a page for themselves."""
-        room = self._region_end - self._end - PAGE_BYTES
-        return int((np.cumsum(strides) <= room).sum()) if room > 0 else 0
-
-    def _start_frame(
-        self,
-        namespace: SpillNamespace,
-        records: Rows,
-        rows: slice,
-        strides: Words,
-        seeds: list[int],
-        addresses: list[int],
-        slot: int,
-        queue: deque[tuple[DiskTransfer, int]],
-    ) -> _Frame:
-        """Hash and start writing one frame, in shares; its page goes with the last of them."""
-        mine, sizes = records[rows], strides[rows]
-        ends = np.cumsum(sizes)
-        mine["file_offset"] = np.uint64(self._end + PAGE_BYTES) + ends - sizes
-        nbytes = PAGE_BYTES + int(ends[-1])
-        place = FramePlace(
-            region_index=self._region,
-            sequence=self._sequence,
-            offset=self._end,
-            number=self._number,
-            nbytes=nbytes,
-        )
-        frame = _Frame(rows, [])
-        cuts = _shares(ends)
-        for first, last in cuts:
-            share = slice(first, last)
-            self._hash(mine[share], seeds[rows][share], addresses[rows][share])
-            offsets = mine["file_offset"][share]
-            where = np.array(addresses[rows][share], np.uint64)
-            lengths = sizes[share]
-            if last == len(mine):
-                page = pack_frame(self.superblock.file_id, place, namespace, mine)
-                self._pages.rows[slot] = np.frombuffer(page, np.uint8)
-                page_at = np.uint64(self._pages.address + slot * PAGE_BYTES)
-                offsets = np.concatenate([[np.uint64(self._end)], offsets])
-                where = np.concatenate([[page_at], where])
-                lengths = np.concatenate([[np.uint64(PAGE_BYTES)], lengths])
-            while queue and sum(size for _, size in queue) > _UNDER_WAY_BYTES:
-                queue.popleft()[0].wait()
-            transfer = self._disk.start(offsets, where, lengths, write=True)
-            frame.transfers.append(transfer)
-            queue.append((transfer, int(lengths.sum())))
-        self._end += nbytes
-        self._number += 1
-        return frame
-
-    @staticmethod
-    def _hash(records: Rows, seeds: list[int], addresses: list[int]) -> None:
-        sizes = records["payload_bytes"].tolist()
-        if not records["checksum"].any():
-            records["checksum"] = checksums_at(addresses, sizes, seeds)
-            return
-        for row in np.flatnonzero(records["checksum"] == 0).tolist():
-            records["checksum"][row] = checksum_at(addresses[row], sizes[row], seeds[row])
-
-    def _finish(self, part: _Part, before: Sequence[Appended]) -> Appended:
-        """Wait for all; what stands behind a frame that failed cannot be found again, so it is not returned."""
-        kept = 0
-        failure = before[-1].errno if before else 0
-        lost = failure != 0  # with the part before
-        for frame in part.frames:
-            errors = np.concatenate([transfer.wait(helping=True) for transfer in frame.transfers])
-            wrong = errors[errors != 0]
-            if failure == 0 and len(wrong):
-                failure = int(wrong[0])
-            if failure == 0:
-                kept = frame.rows.stop
-                with self._state:
-                    self.counters["frames"] += 1
+    def _finish(self, part: Part, before: Sequence[Appended]) -> Appended:
+        """Wait for a part. What stands behind a frame that failed, in this part or before it, is not returned."""
+        frames, kept, failure = part.wait()
+        if before and before[-1].errno:
+            return Appended(part.records[:0], Append.FAILED, before[-1].errno)
         records = part.records[:kept]
-        if not lost:
-            written = int(part.strides[:kept].sum()) + PAGE_BYTES * len(part.frames)
-            payload = int(records["payload_bytes"].sum())
-            self._note_writes(failure, written, payload, kept)
+        written = int(part.strides[:kept].sum()) + PAGE_BYTES * len(part.frames)
+        with self._state:
+            self.counters["frames"] += frames
+        self._note_writes(failure, written, int(records["payload_bytes"].sum()), kept)
         if failure:
-            self._end = self._region_end  # nothing more goes in here
+            self._end_region()
             return Appended(records, Append.FAILED, failure)
         return Appended(records, Append.REGION_FULL if part.full else Append.DONE)
+
+    def _end_region(self) -> None:
+        """Nothing more goes in here: what stands behind a hole cannot be found."""
+        if self._head.region >= 0:
+            self._head.end = self.superblock.region_end(self._head.region)
 
     def _note_writes(
         self,
@@ -582,7 +442,7 @@ class SpillFile:
             # In the order of the file: neighbours are read together, whatever order was asked for.
             order = held[np.argsort(records["file_offset"][held], kind="stable")]
             sizes = strides_of(records["payload_bytes"][order])
-            shares = [order[first:last] for first, last in _shares(np.cumsum(sizes))]
+            shares = [order[first:last] for first, last in shares_of(np.cumsum(sizes))]
             transfers = [
                 self._disk.start(
                     records["file_offset"][share],
@@ -696,40 +556,16 @@ _COUNTERS: Final = (
     "read_errors",
     "write_errors",
 )
-_SHARED: Final = tuple(name for name in BLOCK_FIELDS.names or () if name != "address")
 _OUT_OF_USE: Final = (
     f"; that was {ERRORS_IN_A_ROW} times in a row, and it is taken out of use. Look at `dmesg` and at the "
     "device's health (`smartctl -a`); other spill files go on"
 )
 
 
-def _check(blocks: Rows, superblock: Superblock) -> None:
-    largest = int(blocks["payload_bytes"].max(initial=0))
-    if largest > superblock.payload_bytes_max:
-        raise ValueError(
-            f"a block of {largest} bytes does not fit into a region: at most {superblock.payload_bytes_max}"
-        )
-    if len(blocks) and (
-        not blocks["payload_bytes"].all()
-        or not ((blocks["key_bytes"] >= 1) & (blocks["key_bytes"] <= 32)).all()
-        or (blocks["address"] % np.uint64(PAGE_BYTES)).any()
-    ):
-        raise ValueError(
-            "blocks have 1 byte of payload or more, 1 to 32 of key, and page-aligned addresses"
-        )
-
-
-def _shares(ends: Words) -> list[tuple[int, int]]:
-    """Cut runs with these end positions into shares of about _SHARE_BYTES, a run at least."""
-    shares = []
-    first, start = 0, 0
-    while first < len(ends):
-        last = max(
-            first + 1, int(np.searchsorted(ends, np.uint64(start + _SHARE_BYTES), side="right"))
-        )
-        shares.append((first, last))
-        first, start = last, int(ends[last - 1])
-    return shares
+def _page(content: bytes) -> Pages:
+    page = Pages(1)
+    page.rows[0] = np.frombuffer(content, np.uint8)
+    return page
 
 
 def _verified(
