@@ -4,7 +4,8 @@ A store copies blocks from process memory to an arena, a load the other way, bot
 random blocks of buffers several times larger than the last-level cache. In the same rounds reference.c copies
 the same runs by every way it knows (glibc memcpy, `rep movsb`, streaming stores in one, two and four streams);
 the limit is the best of these at that size. "4 KiB" and "huge" are the arena's pages; the process's own memory has
-4 KiB pages as malloc gives them, or huge ones where the column says both. Every method's bytes are compared once a
+4 KiB pages as malloc gives them, or huge ones where the column says both. "64 KiB x 36" is a real layout: a block of an
+engine with 36 layers is a page of each layer's tensor there, and one run of 36 pages in the arena. Every method's bytes are compared once a
 case; the work hash is over all destinations at the end.
 """
 
@@ -30,6 +31,7 @@ from bench.reference import Reference
 __all__ = ["measure"]
 
 BATCH_BLOCKS = 32
+LAYERS = 36
 KIB, MIB = 1 << 10, 1 << 20
 QUESTION = "How close do store and load come to the best copy this machine can do?"
 NOT_SHOWN = (
@@ -59,6 +61,11 @@ class Case:
     threads: int
     block_bytes: int
     direction: str
+    layers: int = 1  # runs of `block_bytes` that lie together in the arena
+
+    @property
+    def name(self) -> str:
+        return f"{self.block_bytes // KIB} KiB" + (f" x {self.layers}" if self.layers > 1 else "")
 
     @property
     def ends(self) -> tuple[memory.Mapping, memory.Mapping]:
@@ -97,10 +104,11 @@ def measure(options: harness.Options) -> harness.Findings:
         copiers = {
             threads: stack.enter_context(contextlib.closing(Copier(threads))) for threads in (1, 2)
         }
-        cases = itertools.product(places, copiers, sizes_kib, ("store", "load"))
-        for place, threads, size_kib, direction in cases:
-            case = Case(place, threads, size_kib * KIB, direction)
-            harness.progress(f"{place.pages}, {threads} thread(s), {size_kib} KiB, {direction}")
+        shapes = [(size_kib, 1) for size_kib in sizes_kib] + [(64, LAYERS)]
+        cases = itertools.product(places, copiers, shapes, ("store", "load"))
+        for place, threads, (size_kib, layers), direction in cases:
+            case = Case(place, threads, size_kib * KIB, direction, layers)
+            harness.progress(f"{place.pages}, {threads} thread(s), {case.name}, {direction}")
             runner = Runner(case, reference, copiers[threads], pass_bytes, random)
             rows.append(runner.result(rounds))
         digest = hashlib.sha256()
@@ -170,7 +178,8 @@ class Runner:
         self.reference = reference
         self.copier = copier
         self.random = random
-        self.block_count = min(pass_bytes, len(case.place.arena.bytes)) // case.block_bytes
+        together = case.block_bytes * case.layers
+        self.block_count = min(pass_bytes, len(case.place.arena.bytes)) // together * case.layers
         self.batch_seconds: list[float] = []
 
     def fresh_pass(self) -> Pass:
@@ -178,8 +187,10 @@ class Runner:
         size = self.case.block_bytes
 
         def addresses(buffer: memory.Mapping) -> Words:
-            blocks = self.random.permutation(len(buffer.bytes) // size)[: self.block_count]
-            return (blocks * size + buffer.address).astype(np.uint64)
+            layers = self.case.layers if buffer is self.case.place.arena else 1
+            groups = self.random.permutation(len(buffer.bytes) // (size * layers))
+            blocks = groups[: self.block_count // layers, None] * layers + np.arange(layers)
+            return (blocks.ravel() * size + buffer.address).astype(np.uint64)
 
         return Pass(
             addresses(receiver), addresses(sender), np.full(self.block_count, size, np.uint64)
@@ -246,6 +257,8 @@ class Runner:
             "pages": self.case.place.pages,
             "threads": self.case.threads,
             "block_kib": self.case.block_bytes // KIB,
+            "layers": self.case.layers,
+            "block": self.case.name,
             "direction": self.case.direction,
             "limit_by": best,
             "limit_gbs": round(limit, 2),
@@ -286,7 +299,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> Any:
         columns,
         [
             (
-                f"{row['pages']:9} {row['threads']} {row['block_kib']:5} KiB {row['direction']}",
+                f"{row['pages']:9} {row['threads']} {row['block']:>11} {row['direction']}",
                 row["limit_gbs"],
                 row["limit_by"],
                 row["limits_gbs"]["memcpy"],
