@@ -14,9 +14,12 @@ crash_suites := $(addprefix tests/,crash fsck explore fuzz payload_sums world co
 figures := .cache/crash-figures.jsonl
 # What `make test-rdma` runs in its machine; a bench, for example: RUN="-m bench.fetch_rdma".
 RUN ?= -m pytest -p no:cacheprovider -k "not tcp" --timeout 300 tests/rdma tests/fabric tests/peers/test_slow_network.py $(PYTEST_ARGS)
+# What `make bench` measures (empty: all) and how much of it (--quick).
+BENCH ?=
+BENCH_ARGS ?=
 export PYTHON
 
-.PHONY: help demo test test-crash test-rdma lint format clean
+.PHONY: help demo test test-crash test-rdma bench lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -40,6 +43,12 @@ test-rdma: ## run the tests of RDMA on real verbs, in an emulated machine with s
 	@bash tools/setup/environment.sh test
 	@$(python) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(v != "3.11" and f".venv has Python {v}; expected 3.11, for which the pyverbs of Debian 12 is built. Type: rm -rf .venv; make test-rdma PYTHON=python3.11")'
 	@PEGASHM_FABRIC_TIMES=2 PEGASHM_PATIENCE=6 RDMA_VM_CACHE=$(CURDIR)/.cache/rdma-vm bash tests/rdma/rdma-vm.sh "$$(realpath -s $(python))" $(RUN)
+
+bench: ## measure everything beside its rivals; tables, plots and docs/performance.md (wants a quiet machine)
+	@bash tools/setup/environment.sh $(if $(filter yes,$(ENGINE)),engine) test
+	@$(python) -m pip install -qq --disable-pip-version-check -r bench/requirements.txt
+	@$(python) -m bench.rivals.install || echo "Rivals that could not be installed are left out."
+	@$(python) -m bench.record $(BENCH_ARGS) $(BENCH); status=$$?; $(python) -m bench.page && exit $$status
 
 lint: ## check style, types and the core's warnings
 	@bash tools/setup/environment.sh test lint

@@ -106,8 +106,11 @@ def run(
         "seconds": seconds,
         "machine": {**machine, "load_after": load()},
         "work_hash": findings.work_hash,
+        "question": question,
+        "not_shown": list(not_shown),
         "notes": list(findings.notes),
         **findings.figures,
+        "tables": [_plain(each) for each in findings.tables],
     }
     sys.stdout.flush()
     print(json.dumps(result, separators=(",", ":")), flush=True)
@@ -148,6 +151,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     for row in rows:
         made.add_row(*(str(cell) for cell in row))
     return made
+
+
+def _plain(shown: Table) -> dict[str, Any]:
+    """A table's text, for documents that show it (page.py)."""
+    columns = [[str(cell) for cell in column.cells] for column in shown.columns]
+    return {
+        "title": str(shown.title or ""),
+        "columns": [str(column.header) for column in shown.columns],
+        "rows": [list(row) for row in zip(*columns, strict=True)],
+    }
 
 
 def free_bytes() -> int:

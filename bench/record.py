@@ -17,6 +17,7 @@ from bench import harness
 __all__ = ["main"]
 
 BENCHES = (
+    "admission",
     "attach",
     "checksum",
     "copy",
@@ -24,19 +25,27 @@ BENCHES = (
     "fetch",
     "fetch_hosts",
     "lookup",
+    "operations",
+    "overhead",
+    "reserve",
+    "reuse",
+    "replay",
+    "rivals",
+    "scheduler",
     "spill",
     "tier",
 )
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
-def record(name: str, options: Sequence[str]) -> None:
-    """One bench, one pair of files."""
+def record(name: str, options: Sequence[str]) -> bool:
+    """One bench, one pair of files; False when it ended with an error, which stands above."""
     command = [sys.executable, "-m", f"bench.{name}", *options]
     harness.progress(" ".join(command[1:]))
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"bench.{name} ended with status {done.returncode}; nothing recorded")
+        harness.progress(f"bench.{name} ended with status {done.returncode}; nothing recorded")
+        return False
     *printed, last = done.stdout.splitlines()
     figures = json.loads(last)
     stem = RESULTS / f"{name}-{figures['at'][:10]}"
@@ -46,6 +55,7 @@ def record(name: str, options: Sequence[str]) -> None:
     )
     stem.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     harness.progress(f"wrote {stem.name}.md and .json")
+    return True
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -55,8 +65,9 @@ def main(arguments: Sequence[str]) -> None:
     if unknown:
         raise SystemExit(f"no such bench: {', '.join(sorted(unknown))}; there are {BENCHES}")
     RESULTS.mkdir(exist_ok=True)
-    for name in names:
-        record(name, options)
+    failed = [name for name in names if not record(name, options)]
+    if failed:
+        raise SystemExit(f"not recorded: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

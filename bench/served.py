@@ -20,7 +20,7 @@ from pegashm.errors import ArenaMissingError, ArenaNotReadyError
 
 from bench import harness
 
-__all__ = ["served_arena"]
+__all__ = ["run_pegashm", "served_arena", "wait_until_populated"]
 
 PEGASHM = (sys.executable, "-c", "from pegashm.cli import main; main()")
 POLL_SECONDS = 0.05
@@ -41,19 +41,22 @@ def served_arena(
     name = f"bench-{label}-{os.getpid()}-{next(_numbers)}"
     told = ["--name", name, "--size", str(size), "--ephemeral", *options]
     told += ["--directory", directory] if directory is not None else []
-    child = _run(["serve", *told])
+    child = run_pegashm(["serve", *told])
     try:
-        _wait_until_populated(child, name, time.monotonic() + deadline_seconds)
+        wait_until_populated(child, name, time.monotonic() + deadline_seconds)
         yield name
     finally:
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(END_SECONDS)
         child.kill()
-        _run(["purge", "--name", name, "--yes"]).wait()  # for a child that did not get so far
+        run_pegashm(
+            ["purge", "--name", name, "--yes"]
+        ).wait()  # for a child that did not get so far
 
 
-def _run(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+def run_pegashm(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """`pegashm` with these arguments, as a child."""
     root = os.path.expanduser("~")  # not the source tree, which may lack the built module
     return subprocess.Popen(
         [*PEGASHM, *arguments],
@@ -64,7 +67,8 @@ def _run(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     )
 
 
-def _wait_until_populated(child: subprocess.Popen[bytes], name: str, deadline: float) -> None:
+def wait_until_populated(child: subprocess.Popen[bytes], name: str, deadline: float) -> None:
+    """Until all of the arena is there, a moment of the monotonic clock at most."""
     while time.monotonic() < deadline:
         if child.poll() is not None:
             raise SystemExit(

@@ -27,7 +27,14 @@ FILL_BATCH = 4096
 class SparseRegion:
     """A region with room for `block_count` blocks of 4 KiB, open in this process."""
 
-    def __init__(self, block_count: int, segment_blocks: int, *, remote_buckets: int = 0) -> None:
+    def __init__(
+        self,
+        block_count: int,
+        segment_blocks: int,
+        *,
+        remote_buckets: int = 0,
+        reuse_registers: int = 0,
+    ) -> None:
         segments = -(-block_count // segment_blocks)
         segment_bytes = segment_blocks * BLOCK_BYTES
         self.plan = _native.plan_region(
@@ -35,6 +42,7 @@ class SparseRegion:
             block_bytes_min=BLOCK_BYTES,
             segments_per_arena=[segments],
             remote_buckets=remote_buckets,
+            reuse_registers=reuse_registers,
         )
         self.control_fd = os.memfd_create("pegashm-bench-control")
         self.arena_fd = os.memfd_create("pegashm-bench-arena")
@@ -52,6 +60,7 @@ class SparseRegion:
                 page_bytes=4096,
                 created_at_ns=time.time_ns(),
                 remote_buckets=remote_buckets,
+                reuse_registers=reuse_registers,
             )
         self.region = _native.Region(self.control_fd, [self.arena_fd])
         self.region.set_segments_ready(segments)

@@ -28,6 +28,7 @@ import numpy as np
 
 from pegashm._native import plan_region
 from pegashm.arena import open_arena
+from pegashm.layout import reuse_registers
 from pegashm.liveness import TRANSPORT_BYTE, holder_alive
 
 from bench import harness, requests
@@ -303,6 +304,7 @@ def broker(size: int, file: Path | None, blocks: int) -> Iterator[str]:
         block_bytes_min=BLOCK_BYTES,
         segments_per_arena=[size // SEGMENT_BYTES],
         spill_records=records,
+        reuse_registers=reuse_registers(size),
     )
     whole = size + plan["control_bytes"] + MIB  # --size is all of it
     with served_arena("tier", whole, None, options=options) as name:

@@ -100,12 +100,25 @@ class Attachment:
             wait_s=wait_s,
         )
         self._told = None
+        self._tell_reserve(self.cache)
         logger.info(
             'PegaShm: attached to arena "%s" as client %d in %.1f ms',
             self._settings.arena,
             self.cache.slot,
             (time.perf_counter() - start) * 1e3,
         )
+
+    def _tell_reserve(self, cache: Cache) -> None:
+        granted = cache.reserved_bytes if self._namespace.reserved_bytes else 0
+        if granted < self._namespace.reserved_bytes:
+            logger.warning(
+                'PegaShm: of reserved_bytes=%d this engine has %d: the rest of arena "%s" is reserved by others, '
+                "see `pegashm-dump --name %s`",
+                self._namespace.reserved_bytes,
+                granted,
+                cache.name,
+                cache.name,
+            )
 
     def _tell(self, what: str) -> None:
         """One warning for each new reason, not one for each look."""

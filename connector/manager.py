@@ -158,6 +158,8 @@ class PegaShmManager(OffloadingManager):
     ) -> None:
         """Look up `key` and, in the same call, what vLLM will ask about next."""
         self._looked_up[state] = None
+        if state.is_first_of_group(key):
+            cache.count_asked(state.onward(key, context))
         if state.follows_a_lookup(key, context):  # a sliding window, from the end
             keys = [k for k in state.backward(key, context) if not state.is_hit(k)]
             handles, outcomes = cache.find(keys, pin=True)
@@ -234,6 +236,7 @@ class PegaShmManager(OffloadingManager):
         promoted = sum(key in state.promoted for key in keys)
         remote = sum(key in state.promoted and key in state.remote for key in keys)
         self._tally.loaded(memory=len(handles) - promoted, ssd=promoted - remote, remote=remote)
+        cache.count_served(len(handles))
         offsets, sizes = cache.locate(handles)
         handles[sizes != self._chunk_bytes] = 0
         cache.touch(handles[::-1])

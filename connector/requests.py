@@ -29,7 +29,7 @@ class RequestState:
 
     Of keys on SSD or on other hosts, `spilled`: hits to be; `asked`: of those, what the worker was asked for;
     `promoted`: what came into memory for us; `refused`: what did not; `remote`: which of all these were on other
-    hosts. `wait`: while it waits; `waits`: how often it has; `gave_up`: its deadline passed once.
+    hosts. `counted`: KV groups whose keys have been counted as asked for. `wait`: while it waits; `waits`: how often it has; `gave_up`: its deadline passed once.
     """
 
     found: dict[OffloadKey, int] = field(default_factory=dict)
@@ -45,6 +45,7 @@ class RequestState:
     wait: Wait | None = None
     waits: int = 0
     gave_up: bool = False
+    counted: set[bytes] = field(default_factory=set)
     _groups: dict[bytes, list[OffloadKey]] = field(default_factory=dict)
     _places: dict[OffloadKey, int] = field(default_factory=dict)
     _known: int = 0
@@ -56,6 +57,14 @@ class RequestState:
     def knows(self, key: OffloadKey) -> bool:
         """Whether it was looked up in this step."""
         return self.is_hit(key) or key in self.missing
+
+    def is_first_of_group(self, key: OffloadKey) -> bool:
+        """Whether this is the request's first question about its KV group: true once for each."""
+        group = key[-_GROUP_BYTES:]
+        if group in self.counted:
+            return False
+        self.counted.add(group)
+        return True
 
     def clear(self) -> None:
         """Forget the step's lookups; the pins are the caller's business."""

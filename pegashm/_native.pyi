@@ -25,6 +25,7 @@ HEADER_BYTES: Final[int]
 SUM_COUNT: Final[int]  # parts of a block that can have a checksum
 SPILL_FILE_COUNT: Final[int]  # spill files of one arena
 TRANSPORT_PATH_BYTES: Final[int]
+EVICTIONS: Final[tuple[str, ...]]  # names of ways to evict, by the header's number
 REMOTE_HOST_COUNT: Final[int]  # numbers of other hosts, from 0
 REMOTE_HASH_VERSION: Final[
     int
@@ -32,6 +33,9 @@ REMOTE_HASH_VERSION: Final[
 REMOTE_COPIES: Final[int]  # for so many hosts one block is listed
 TIER_MEMORY: Final[int]
 TIER_SSD: Final[int]
+REUSE_TICK_SECONDS: Final[int]  # how finely the time of what was asked for is told apart
+REUSE_RANK_COUNT: Final[int]
+REUSE_REGISTER_COUNT_MAX: Final[int]
 
 # Outcomes of the batched calls, one byte a block (see `_core/status.hpp`).
 OK: Final[int]  # done
@@ -39,7 +43,9 @@ MISSING: Final[int]  # no such block, or the handle's generation is over
 PENDING: Final[int]  # another client has claimed the key and not published it yet
 EXISTS: Final[int]  # claim(): a READY block with this key is there already
 NO_SPACE: Final[int]  # claim(): nothing free, nothing evictable (all pinned or claimed)
-QUOTA: Final[int]  # claim(): the namespace is at its maximum and none of its own is evictable
+QUOTA: Final[
+    int
+]  # claim(): the namespace is at its maximum and none of its own is evictable; evict_untouched(): a reserve keeps it
 TOO_LARGE: Final[int]  # claim(): payload larger than a segment can hold
 INDEX_FULL: Final[int]  # claim(): both candidate buckets are full of live entries
 PINNED: Final[int]  # evict(): somebody holds a pin
@@ -61,6 +67,7 @@ class FormatPlan(TypedDict):
     payload_bytes: int
     spill_record_count: int
     remote_bucket_count: int
+    reuse_register_count: int
 
 def plan_region(
     *,
@@ -69,8 +76,11 @@ def plan_region(
     segments_per_arena: Sequence[int],
     spill_records: int = 0,
     remote_buckets: int = 0,
+    reuse_registers: int = 0,
 ) -> FormatPlan:
     """Say how large a control region for such arenas, so many blocks on SSD and buckets of remote hints is.
+
+    `reuse_registers`: what `Region.reuse` counts with, a power of two; 0: it counts nothing.
 
     ValueError when the format cannot hold them.
     """
@@ -88,6 +98,7 @@ def format_region(
     created_at_ns: int,
     spill_records: int = 0,
     remote_buckets: int = 0,
+    reuse_registers: int = 0,
 ) -> None:
     """Write a whole control region into `control` (writable, zeroed, of `control_bytes`); magic last.
 
@@ -129,6 +140,9 @@ class Region:
     # -- supervisor side ---------------------------------------------------------------------
     def set_segments_ready(self, count: int) -> None:
         """Let claims use segments [0, count): they are populated. Only ever grows."""
+    def set_eviction(self, name: str) -> None:
+        """Evict by one of EVICTIONS from now on: a setting that every client reads when it uses or evicts."""
+
     def set_supervisor(self, pid: int, started_at_ns: int) -> None: ...
     def set_transport(self, path: str, pid: int, started_at_ns: int) -> None:
         """Say where the transport worker listens; "" when nowhere. At most TRANSPORT_PATH_BYTES bytes."""
@@ -153,8 +167,12 @@ class Region:
     ) -> int:
         """Find or create a namespace (32-byte digest); its id, 0 when the table is full.
 
-        `maximum_bytes` 0: no limit. `in_use`: ids that live clients use, never recycled.
+        `maximum_bytes` 0: no limit. `in_use`: ids that live clients use, never recycled. All reserves together are at
+        most `payload_bytes`: those of namespaces that are not in use lapse first, and then less than
+        `reserved_bytes` is granted: see `namespaces`.
         """
+    def drop_reserve(self, namespace_id: int) -> None:
+        """Take a namespace's reserve away, until it is registered again with one."""
     def attach_client(
         self,
         slot: int,
@@ -178,6 +196,10 @@ class Region:
         """Rebuild hints from the records (free bitmap, namespace bytes, missing touches). Idempotent."""
     def count(self, counter: str, amount: int = 1) -> None:
         """Add to a counter by its key."""
+    def count_asked(self, keys: Sequence[bytes], namespace_id: int, *, at_s: int = 0) -> None:
+        """Count what one request asks for, for `reuse`: all of it, once. `at_s`: when (0: now)."""
+    def count_served(self, amount: int, *, at_s: int = 0) -> None:
+        """Count how many blocks of what was asked for came from the cache."""
     # -- reading, by any process; snapshots, consistent per record ------------------------------
     def clients(self) -> list[dict[str, Any]]:
         """Attached slots: slot, incarnation, pid, started_at, attached_at_ns, namespace_id, mode, engine_id, label."""
@@ -209,6 +231,9 @@ class Region:
         """Records by state: free, claimed, ready, evicting, damaged; and `record_count`, `capacity`."""
     def counters(self) -> list[dict[str, Any]]:
         """Counters: key, type ("counter" | "gauge"), label, value."""
+    def reuse(self, seconds: int, *, at_s: int = 0) -> dict[str, Any]:
+        """What was asked for in the last `seconds` (at most a day): asked, served, ranks (registers of a HyperLogLog
+        by their largest rank, REUSE_RANK_COUNT + 1 of them), and of how many of these seconds it knows."""
     def journal(self, after: int, limit: int = 1024) -> tuple[int, list[dict[str, Any]]]:
         """Events with sequence > after: (last sequence seen, [{sequence, event, namespace_id, group, key, handle}]).
 
@@ -262,7 +287,7 @@ class Client:
         """Up to `count` least recently used blocks of this size class, oldest first, pinned by us: their
         handles, and when each was used (for evict_untouched)."""
     def evict_untouched(self, handles: Handles, touches: NDArray[np.uint64]) -> Outcomes:
-        """Drop our pins on what oldest() gave and evict what was not used since: OK | PINNED | MISSING."""
+        """Drop our pins on what oldest() gave and evict what was not used since: OK | PINNED | QUOTA | MISSING."""
 
 SPILL_FIELDS: Final[np.dtype[Any]]
 """A block on SSD: key (32 bytes, zero padded), key_bytes u1, group u2, namespace_id u4, file u1, file_offset u8,

@@ -13,7 +13,8 @@ import numpy as np
 from pegashm.errors import ArenaNotReadyError, FormatError, ResourceError
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_FillInfo
+from cpython.buffer cimport (
+    PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer)
 from cpython.object cimport PyObject
 from cpython.sequence cimport PySequence_Fast, PySequence_Fast_GET_SIZE, PySequence_Fast_ITEMS
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
@@ -78,6 +79,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint64_t sums_offset
         uint64_t spill_offset
         uint32_t spill_record_count
+        uint32_t reuse_register_count
         uint64_t remote_hosts_offset
         uint64_t remote_offset
         uint64_t remote_bucket_count
@@ -87,6 +89,9 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint64_t supervisor_started_at_ns
         uint64_t spill_usable
         uint64_t remote_usable
+        uint64_t eviction
+        uint64_t span
+        uint64_t again_share
         uint64_t access_clock
         uint64_t journal_head
         uint64_t freed_clock
@@ -174,6 +179,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint32_t records_per_segment
         uint32_t record_count
         uint32_t spill_record_count
+        uint32_t reuse_register_count
 
     cdef cppclass View:
         uint8_t* control
@@ -192,7 +198,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint32_t segments_ready()
 
     uint64_t make_identity(uint32_t, uint16_t, uint8_t)
-    cbool plan_geometry(uint64_t, uint64_t, uint64_t, Geometry&, uint64_t, uint64_t)
+    cbool plan_geometry(uint64_t, uint64_t, uint64_t, Geometry&, uint64_t, uint64_t, uint64_t)
     uint64_t load_acquire(const uint64_t&)
     void store_release(uint64_t&, uint64_t)
     uint32_t segment_capacity(const Geometry&, uint32_t, uint64_t)
@@ -243,6 +249,28 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint32_t evict_oldest(uint64_t, uint32_t)
         uint32_t oldest(uint64_t, uint32_t, uint64_t*, uint64_t*)
         void evict_untouched(const uint64_t*, const uint64_t*, uint32_t, COutcome*)
+
+cdef extern from "adaptive.hpp" namespace "pegashm" nogil:
+    cdef cppclass CEviction "pegashm::Eviction":
+        pass
+    void core_set_eviction "pegashm::set_eviction"(const View&, CEviction)
+
+cdef extern from "reuse.hpp" namespace "pegashm" nogil:
+    enum: reuse_tick_seconds
+    enum: reuse_rank_count
+    enum: reuse_register_count_max "static_cast<int>(pegashm::reuse_register_count_max)"
+
+    cdef struct ReuseWindow:
+        uint64_t asked
+        uint64_t served
+        uint32_t first_tick
+        uint32_t ranks[33]
+
+    uint32_t reuse_tick_of(uint64_t)
+    uint32_t reuse_tick_now()
+    void c_count_asked "pegashm::count_asked"(const View&, const Key*, uint32_t, uint32_t)
+    void c_count_served "pegashm::count_served"(const View&, uint64_t, uint32_t)
+    void read_reuse(const View&, uint32_t, uint32_t, ReuseWindow&)
 
 cdef extern from "spill.hpp" namespace "pegashm" nogil:
     cdef struct Spilled:
@@ -347,6 +375,8 @@ cdef extern from "registry.hpp" namespace "pegashm" nogil:
         uint64_t label_bytes
 
     uint32_t c_register_namespace "pegashm::register_namespace"(const View&, const NamespaceRequest&)
+    void c_drop_reserve "pegashm::drop_reserve"(NamespaceEntry&)
+    cbool is_live_namespace(const View&, uint32_t)
     uint64_t c_attach_client "pegashm::attach_client"(const View&, uint32_t, const ClientRequest&)
     void enter_namespace(const View&, uint32_t, uint32_t)
 
@@ -427,6 +457,10 @@ REMOTE_HOST_COUNT = remote_host_count
 REMOTE_HASH_VERSION = remote_hash_version
 REMOTE_COPIES = copies_max
 TIER_MEMORY, TIER_SSD = 1, 2
+REUSE_TICK_SECONDS = reuse_tick_seconds
+REUSE_RANK_COUNT = reuse_rank_count
+REUSE_REGISTER_COUNT_MAX = reuse_register_count_max
+EVICTIONS = ("lru", "adaptive")  # by the header's number
 
 OK, MISSING, PENDING, EXISTS, NO_SPACE, QUOTA, TOO_LARGE, INDEX_FULL, PINNED, INCOMPLETE, SPILLED, REMOTE = range(12)
 STATUS_NAMES = {
@@ -494,6 +528,11 @@ cdef packed struct SpillRow:
 
 # -- arguments ---------------------------------------------------------------------------------------
 
+cdef object _zeros = np.zeros
+cdef object _WORD = np.dtype(np.uint64)
+cdef object _BYTE = np.dtype(np.uint8)
+
+
 cdef class _Keys:
     """A sequence of engine keys in the core's form."""
     cdef Key* keys
@@ -549,19 +588,23 @@ cdef str _text(const char* field, uint64_t size):
 # -- formatting and judging a header -----------------------------------------------------------------
 
 cdef Geometry _plan(uint64_t segment_bytes, uint64_t block_bytes_min, uint64_t segment_count,
-                    uint64_t spill_records, uint64_t remote_buckets) except *:
+                    uint64_t spill_records, uint64_t remote_buckets, uint64_t reuse_registers) except *:
     cdef Geometry geometry
-    if not plan_geometry(segment_bytes, block_bytes_min, segment_count, geometry, spill_records, remote_buckets):
+    if not plan_geometry(segment_bytes, block_bytes_min, segment_count, geometry, spill_records, remote_buckets,
+                         reuse_registers):
         raise ValueError(
             f"no such region: segment_bytes={segment_bytes} and block_bytes_min={block_bytes_min} must be "
             f"multiples of 4096, the second not above the first, and {segment_count} segments of them "
             f"must not hold, with {spill_records} on SSD, more than {record_count_max} blocks: raise "
-            f"block_bytes_min; and there are at most 2^28 buckets of remote hints, asked were {remote_buckets}")
+            f"block_bytes_min; there are at most 2^28 buckets of remote hints, asked were {remote_buckets}; "
+            f"and a power of two of registers of reuse, up to {reuse_register_count_max}, or none: asked were {reuse_registers}")
     return geometry
 
 
-def plan_region(*, segment_bytes, block_bytes_min, segments_per_arena, spill_records=0, remote_buckets=0):
-    cdef Geometry geometry = _plan(segment_bytes, block_bytes_min, sum(segments_per_arena), spill_records, remote_buckets)
+def plan_region(*, segment_bytes, block_bytes_min, segments_per_arena, spill_records=0, remote_buckets=0,
+                reuse_registers=0):
+    cdef Geometry geometry = _plan(segment_bytes, block_bytes_min, sum(segments_per_arena), spill_records,
+                                   remote_buckets, reuse_registers)
     return {
         "segment_count": geometry.segment_count,
         "records_per_segment": geometry.records_per_segment,
@@ -572,18 +615,20 @@ def plan_region(*, segment_bytes, block_bytes_min, segments_per_arena, spill_rec
         "payload_bytes": geometry.payload_bytes,
         "spill_record_count": geometry.spill_record_count,
         "remote_bucket_count": geometry.remote_bucket_count,
+        "reuse_register_count": geometry.reuse_register_count,
     }
 
 
 def format_region(control, *, bytes region_id, segment_bytes, block_bytes_min, segments_per_arena,
                   arena_paths, numa_nodes, page_bytes, created_at_ns, spill_records=0,
-                  remote_buckets=0):
+                  remote_buckets=0, reuse_registers=0):
     cdef uint8_t[::1] bytes_ = control
     cdef View view
     cdef Header* header
     cdef bytes path
     cdef int i
-    view.geometry = _plan(segment_bytes, block_bytes_min, sum(segments_per_arena), spill_records, remote_buckets)
+    view.geometry = _plan(segment_bytes, block_bytes_min, sum(segments_per_arena), spill_records, remote_buckets,
+                          reuse_registers)
     if <uint64_t>bytes_.shape[0] < view.geometry.control_bytes:
         raise ValueError(f"control region of {bytes_.shape[0]} bytes, {view.geometry.control_bytes} needed")
     if len(region_id) != 16:
@@ -672,6 +717,7 @@ cdef dict _header_dict(const Header* header):
         "sums_offset": header.sums_offset,
         "spill_offset": header.spill_offset,
         "spill_record_count": header.spill_record_count,
+        "reuse_register_count": header.reuse_register_count,
         "remote_hosts_offset": header.remote_hosts_offset,
         "remote_offset": header.remote_offset,
         "remote_bucket_count": header.remote_bucket_count,
@@ -681,6 +727,9 @@ cdef dict _header_dict(const Header* header):
         "supervisor_started_at_ns": header.supervisor_started_at_ns,
         "spill_usable": load_acquire(header.spill_usable),
         "remote_usable": load_acquire(header.remote_usable),
+        "eviction": load_acquire(header.eviction),
+        "span": load_acquire(header.span),
+        "again_share": load_acquire(header.again_share),
         "access_clock": load_acquire(header.access_clock),
         "journal_head": load_acquire(header.journal_head),
         "freed_clock": load_acquire(header.freed_clock),
@@ -845,6 +894,12 @@ cdef class Region:
         if count > load_acquire(view.header().segments_ready):
             store_release(view.header().segments_ready, count)
 
+    def set_eviction(self, str name):
+        cdef View* view = self.mapped_writable()
+        if name not in EVICTIONS:
+            raise ValueError(f"eviction must be one of {', '.join(EVICTIONS)}, got {name!r}")
+        core_set_eviction(view[0], <CEviction><int>EVICTIONS.index(name))
+
     def set_supervisor(self, uint64_t pid, uint64_t started_at_ns):
         cdef View* view = self.mapped_writable()
         store_release(view.header().supervisor_pid, pid)
@@ -906,6 +961,11 @@ cdef class Region:
         request.in_use_count = min(len(in_use), 128)
         return c_register_namespace(self.mapped_writable()[0], request)
 
+    def drop_reserve(self, uint32_t namespace_id):
+        cdef View* view = self.mapped_writable()
+        if is_live_namespace(view[0], namespace_id):
+            c_drop_reserve(view.name_space(namespace_id & 0xFFFF))
+
     def attach_client(self, uint32_t slot, *, pid, started_at, now_ns, namespace_id, mode,
                       bytes engine_id, str label):
         cdef ClientRequest request
@@ -957,6 +1017,16 @@ cdef class Region:
     def count(self, str counter, uint64_t amount=1):
         cdef uint32_t index = _COUNTER_INDEX[counter]
         c_count(self.mapped_writable().counter_value(index).value, amount)
+
+    def count_asked(self, keys, uint32_t namespace_id, *, uint64_t at_s=0):
+        cdef View* view = self.mapped_writable()
+        cdef _Keys batch = _Keys(keys, namespace_id)
+        cdef uint32_t tick = reuse_tick_of(at_s) if at_s else reuse_tick_now()
+        with nogil:
+            c_count_asked(view[0], batch.keys, batch.count, tick)
+
+    def count_served(self, uint64_t amount, *, uint64_t at_s=0):
+        c_count_served(self.mapped_writable()[0], amount, reuse_tick_of(at_s) if at_s else reuse_tick_now())
 
     # reading
 
@@ -1159,6 +1229,17 @@ cdef class Region:
                           "value": load_acquire(view.counter_value(index).value)})
         return found
 
+    def reuse(self, uint64_t seconds, *, uint64_t at_s=0):
+        cdef View* view = self.mapped()
+        cdef ReuseWindow window
+        cdef uint32_t tick = reuse_tick_of(at_s) if at_s else reuse_tick_now()
+        cdef uint32_t i, ticks
+        ticks = <uint32_t>min(max(seconds // reuse_tick_seconds, <uint64_t>1), <uint64_t>0xFFFFFFFF)
+        read_reuse(view[0], tick, ticks, window)
+        return {"asked": window.asked, "served": window.served,
+                "seconds": (tick - window.first_tick + 1) * reuse_tick_seconds if window.first_tick else 0,
+                "ranks": [window.ranks[i] for i in range(reuse_rank_count + 1)]}
+
     def journal(self, uint64_t after, limit=1024):
         cdef View* view = self.mapped()
         cdef JournalEntry entry
@@ -1263,16 +1344,21 @@ cdef class Client:
 
     cdef _find(self, object keys, uint32_t namespace_id, cbool pin, cbool prefix, cbool counted):
         cdef _Keys batch = _Keys(keys, namespace_id)
-        handles = np.zeros(batch.count, dtype=np.uint64)
-        outcomes = np.zeros(batch.count, dtype=np.uint8)
-        cdef uint64_t[::1] handles_ = handles
-        cdef uint8_t[::1] outcomes_ = outcomes
+        # Plain buffers, since a lookup of one key is common: memoryviews and keywords were half of what it costs.
+        handles = _zeros(batch.count, _WORD)
+        outcomes = _zeros(batch.count, _BYTE)
+        cdef Py_buffer handles_
+        cdef Py_buffer outcomes_
         cdef uint32_t judged = 0
         self.region.mapped()
         if batch.count:
+            PyObject_GetBuffer(handles, &handles_, PyBUF_SIMPLE)
+            PyObject_GetBuffer(outcomes, &outcomes_, PyBUF_SIMPLE)
             with nogil:
-                judged = self.core.find(batch.keys, batch.count, pin, prefix, &handles_[0],
-                                        <COutcome*>&outcomes_[0], counted)
+                judged = self.core.find(batch.keys, batch.count, pin, prefix, <uint64_t*>handles_.buf,
+                                        <COutcome*>outcomes_.buf, counted)
+            PyBuffer_Release(&outcomes_)
+            PyBuffer_Release(&handles_)
         return (handles, outcomes) if judged == batch.count else (handles[:judged], outcomes[:judged])
 
     def find(self, keys, uint32_t namespace_id, *, bint pin=False, bint counted=True):

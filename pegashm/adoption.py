@@ -70,6 +70,7 @@ def _size(config: ServeConfig, info: dict[str, Any]) -> str | None:
             len(info["arenas"]),
             info["spill_record_count"],
             info["remote_bucket_count"],
+            info["reuse_register_count"],
         )
     except ConfigError:
         counts = ()

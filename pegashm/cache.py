@@ -116,10 +116,24 @@ class Cache:
     def region(self) -> _native.Region:
         return self.arena.region
 
+    @property
+    def reserved_bytes(self) -> int:
+        """What others leave our namespace: less than was asked for where others' reserves take the rest."""
+        rows = self.region.namespaces(counted=False)
+        return sum(row["reserved_bytes"] for row in rows if row["id"] == self.namespace_id)
+
     def enter(self, namespace: Namespace, wait_s: float = _REGISTRY_WAIT_S) -> None:
-        """Move to another namespace (an engine whose weights changed); claims and pins stay valid."""
+        """Move to another namespace (an engine whose weights changed); claims and pins stay valid.
+
+        What the old one had reserved is anybody's, unless others are in it still.
+        """
         lock_registry(self.arena, wait_s)
         try:
+            if not any(
+                client["namespace_id"] == self.namespace_id and client["slot"] != self.slot
+                for client in self.region.clients()
+            ):
+                self.region.drop_reserve(self.namespace_id)
             self.namespace_id = register(self.arena, namespace)
             self.region.set_client_namespace(self.slot, self.namespace_id)
         finally:
@@ -132,6 +146,14 @@ class Cache:
         self, keys: Sequence[bytes], *, pin: bool = False
     ) -> tuple[_Handles, _Outcomes]:
         return self.client.find_prefix(keys, self.namespace_id, pin=pin)
+
+    def count_asked(self, keys: Sequence[bytes]) -> None:
+        """Count what one request asks for, all of it, once: the reuse ceiling comes from it (`reuse.py`)."""
+        self.region.count_asked(keys, self.namespace_id)
+
+    def count_served(self, amount: int) -> None:
+        """Count how many blocks of it came from the cache."""
+        self.region.count_served(amount)
 
     def claim(self, keys: Sequence[bytes], payload_bytes: int) -> tuple[_Handles, _Outcomes]:
         return self.client.claim(keys, self.namespace_id, payload_bytes)

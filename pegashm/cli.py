@@ -16,6 +16,7 @@ import click
 
 from pegashm import __version__
 from pegashm.config import (
+    EVICTIONS,
     FABRICS,
     HUGE_PAGE_BYTES,
     SPILL_ADMISSIONS,
@@ -214,6 +215,16 @@ def main() -> None:
     help="Threads that fill memory. Default: one a processor, at most 8.",
 )
 @click.option(
+    "--eviction",
+    type=click.Choice(list(EVICTIONS)),
+    default=EVICTIONS[0],
+    show_default=True,
+    envvar="PEGASHM_EVICTION",
+    show_envvar=True,
+    help="Which block goes when room is needed: by recency and frequency, their balance learned from what comes "
+    "back; or the least recently used. May be another at the next start.",
+)
+@click.option(
     "--remote-blocks",
     type=int,
     envvar="PEGASHM_REMOTE_BLOCKS",
@@ -374,6 +385,7 @@ def serve(
     lock: bool,
     require_lock: bool,
     populate_threads: int | None,
+    eviction: str,
     remote_blocks: int | None,
     spill: tuple[str, ...],
     spill_size: int | None,
@@ -431,6 +443,7 @@ def serve(
         lock=lock,
         require_lock=require_lock,
         populate_threads=populate_threads,
+        eviction=eviction,
         remote_blocks=remote_blocks,
         spill=_spill_config(
             spill,

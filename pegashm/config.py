@@ -21,6 +21,7 @@ else:
     import tomli as tomllib
 
 __all__ = [
+    "EVICTIONS",
     "FABRICS",
     "HUGE_PAGE_BYTES",
     "NUMA_AUTO",
@@ -37,6 +38,7 @@ __all__ = [
 HUGE_PAGE_BYTES: Final = {"2M": 2 * MIB, "1G": GIB}
 NUMA_AUTO: Final = "auto"
 NUMA_NONE: Final = "none"
+EVICTIONS: Final = ("adaptive", "lru")
 SPILL_ADMISSIONS: Final = ("all", "second-touch", "evicted")
 FABRICS: Final = ("auto", "tcp", "verbs")
 _ARENA_COUNT_MAX: Final = 16
@@ -176,6 +178,7 @@ class ServeConfig:
     spill: SpillConfig | None = None
     remote_blocks: int | None = None
     peers: PeersConfig | None = None
+    eviction: str = EVICTIONS[0]
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -198,6 +201,10 @@ class ServeConfig:
         if self.remote_blocks is not None and not 0 <= self.remote_blocks <= _REMOTE_BLOCKS_MAX:
             raise ConfigError(
                 f"--remote-blocks must be from 0 to {_REMOTE_BLOCKS_MAX}, got {self.remote_blocks}"
+            )
+        if self.eviction not in EVICTIONS:
+            raise ConfigError(
+                f"--eviction must be one of {', '.join(EVICTIONS)}, got {self.eviction!r}"
             )
         self._check_numa()
         self._check_shape()

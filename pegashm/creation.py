@@ -348,6 +348,7 @@ def _make_control(name: str, layout: Layout, *, gid: int | None) -> None:
                 created_at_ns=time.time_ns(),
                 spill_records=layout.plan["spill_record_count"],
                 remote_buckets=layout.plan["remote_bucket_count"],
+                reuse_registers=layout.plan["reuse_register_count"],
             )
     finally:
         os.close(control)

@@ -76,6 +76,7 @@ INVARIANTS: Final = _rows(
     (29, "checksums", "damage", "evicted"),
     (30, "remote hint", "damage", "erased"),
     (31, "remote summary", "drift", "written again"),
+    (32, "reuse words", "drift", "erased"),
 )
 
 
@@ -197,5 +198,9 @@ _WORDS: Final[dict[int, tuple[_Place, _Words]]] = {
     31: (
         lambda _, __: "header, remote_usable",
         lambda s, e, _: f"is 0x{s:016x}, the hosts' bits say 0x{e:016x}",
+    ),
+    32: (
+        _numbered("reuse word"),
+        lambda s, _, __: f"0x{s:016x} is of a time to come, or not of its place",
     ),
 }

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from pegashm._native import plan_region
+from pegashm._native import REUSE_RANK_COUNT, plan_region
 from pegashm.config import NUMA_AUTO, NUMA_NONE, ServeConfig
 from pegashm.errors import ConfigError, ResourceError
 from pegashm.machine import Mount, hugetlb_advice, hugetlb_mount, mount_of, numa_nodes, page_bytes
@@ -30,12 +30,16 @@ __all__ = [
     "choose_place",
     "plan_layout",
     "plan_segments",
+    "reuse_registers",
 ]
 
 UNBOUND: Final = -1
 _BLOCK_BYTES_DEFAULT: Final = 64 * KIB
 _RECORD_COUNT_MAX: Final = 1 << 24
 _PATH_BYTES_MAX: Final = 176
+_REUSE_REGISTERS: Final = 1 << 14  # a standard error of 0.8 %
+_REUSE_REGISTERS_LEAST: Final = 1 << 8
+_REUSE_SHARE: Final = 128  # of --size, at most so small a part
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,9 @@ def plan_layout(config: ServeConfig) -> Layout:
     segment_bytes = _segment_bytes(config, place, len(nodes))
     block_bytes_min = config.block_bytes_min or _block_bytes_min(config.size_bytes, segment_bytes)
     spilled, remote = config.spill_record_count, config.remote_bucket_count
+    reuse = reuse_registers(config.size_bytes)
     counts = plan_segments(
-        config.size_bytes, segment_bytes, block_bytes_min, len(nodes), spilled, remote
+        config.size_bytes, segment_bytes, block_bytes_min, len(nodes), spilled, remote, reuse
     )
     token = "" if place.directory == SHM_DIRECTORY else secrets.token_hex(8)
     return Layout(
@@ -80,8 +85,19 @@ def plan_layout(config: ServeConfig) -> Layout:
         paths=tuple(
             _path(config.name, place.directory, arena, token) for arena in range(len(nodes))
         ),
-        plan=_plan(segment_bytes, block_bytes_min, counts, spilled, remote),
+        plan=_plan(segment_bytes, block_bytes_min, counts, spilled, remote, reuse),
     )
+
+
+def reuse_registers(size_bytes: int) -> int:
+    """How many registers estimate the reuse ceiling: 16384 (2 MiB), fewer in an arena below 256 MiB."""
+    registers = _REUSE_REGISTERS
+    while (
+        registers > _REUSE_REGISTERS_LEAST
+        and registers * REUSE_RANK_COUNT * 4 * _REUSE_SHARE > size_bytes
+    ):
+        registers //= 2
+    return registers
 
 
 def plan_segments(
@@ -91,19 +107,20 @@ def plan_segments(
     arena_count: int,
     spill_records: int = 0,
     remote_buckets: int = 0,
+    reuse: int = 0,
 ) -> tuple[int, ...]:
     """Segments of each arena so that all of it, control region included, fits in `size_bytes`."""
     count = size_bytes // segment_bytes
     while count >= arena_count:
         counts = _split(count, arena_count)
-        plan = _plan(segment_bytes, block_bytes_min, counts, spill_records, remote_buckets)
+        plan = _plan(segment_bytes, block_bytes_min, counts, spill_records, remote_buckets, reuse)
         excess = plan["payload_bytes"] + plan["control_bytes"] - size_bytes
         if excess <= 0:
             return counts
         # At least one fewer; far too many only when the control region alone is huge.
         count -= max(1, excess // (2 * segment_bytes))
     needed = _plan(
-        segment_bytes, block_bytes_min, (1,) * arena_count, spill_records, remote_buckets
+        segment_bytes, block_bytes_min, (1,) * arena_count, spill_records, remote_buckets, reuse
     )
     raise ConfigError(
         f"--size {format_bytes(size_bytes)} is too small: {arena_count} arena(s) with one segment of "
@@ -183,6 +200,7 @@ def _plan(
     counts: Sequence[int],
     spill_records: int,
     remote_buckets: int,
+    reuse: int,
 ) -> "FormatPlan":
     try:
         return plan_region(
@@ -191,6 +209,7 @@ def _plan(
             segments_per_arena=counts,
             spill_records=spill_records,
             remote_buckets=remote_buckets,
+            reuse_registers=reuse,
         )
     except ValueError as error:
         raise ConfigError(

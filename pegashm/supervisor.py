@@ -183,6 +183,7 @@ class _Supervisor:
         region = self.arena.region
         was_ready = int(region.header["segments_ready"])
         region.set_supervisor(os.getpid(), time.time_ns())  # first: whoever is refused now is told
+        region.set_eviction(self.config.eviction)
         if existed:
             self._readopt()
             was_ready = int(region.header["segments_ready"])

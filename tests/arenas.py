@@ -38,6 +38,7 @@ class Shape:
     segments_ready: int | None = None  # None: all
     spill_records: int = 0
     remote_buckets: int = 0  # of eight hints
+    reuse_registers: int = 0  # a power of two; 0: nothing is counted
 
     @property
     def payload_bytes(self) -> int:
@@ -61,6 +62,7 @@ def make_arena(shape: Shape, name: str | None = None) -> str:
             segments_per_arena=shape.segments_per_arena,
             spill_records=shape.spill_records,
             remote_buckets=shape.remote_buckets,
+            reuse_registers=shape.reuse_registers,
         ),
     )
     lock_fd = lock_control(name)

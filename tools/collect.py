@@ -27,6 +27,7 @@ from pegashm import _native, fsck, liveness
 from pegashm.arena import Arena, open_arena
 from pegashm.errors import PegaShmError
 from pegashm.names import control_path
+from pegashm.reuse import read_reuse
 from pegashm.witness import pid_of_holder, pids_by_start
 
 from .holders import STATE_NAMES, Held, held_by_slot, slots_in
@@ -118,6 +119,7 @@ def _contents(region: _native.Region, fd: int, *, with_blocks: bool) -> dict[str
         "pins": _pins(blocks),
         "ages": _ages(blocks, now_ns),
         "counters": plain(region.counters()),
+        "reuse": [window.as_dict() for window in read_reuse(region)],
     }
     if with_blocks:
         contents["blocks"] = [_block(block, now_ns) for block in blocks]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["age_text", "plain", "shown", "time_text"]
+__all__ = ["NS_PER_SECOND", "age_text", "plain", "shown", "time_text"]
 
 NS_PER_SECOND = 1_000_000_000
 TIME_NS_MAX = 253_402_300_799 * NS_PER_SECOND  # the year 9999, the last that strftime agrees on

@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pegashm._native import EVICTIONS
 from pegashm.units import format_bytes
 
-from .plain import age_text, shown, time_text
+from .plain import NS_PER_SECOND, age_text, shown, time_text
 
 __all__ = ["console_for", "render"]
 
@@ -27,6 +28,7 @@ MODE_NAMES = {0: "read-write", 1: "save-only", 2: "load-only"}
 VERDICT_STYLES = {"ok": "bold green", "finding": "bold yellow", "cannot tell": "bold red"}
 SEGMENT_ROWS_MAX = 64
 HOST_ROWS_MAX = 64
+SPAN_ONE = 1 << 40  # of the header's `span`
 
 Column = tuple[str, Callable[[dict[str, Any]], str]]
 
@@ -51,6 +53,7 @@ def render(console: Console, document: dict[str, Any]) -> None:
     _states(console, document)
     _spill(console, document["spill"])
     _remote(console, document["remote"])
+    _reuse(console, document["reuse"])
     _table(console, "Counters", document["counters"], COUNTER_COLUMNS)
     if "blocks" in document:
         _table(console, "Blocks", document["blocks"], BLOCK_COLUMNS)
@@ -89,9 +92,18 @@ def _header(console: Console, document: dict[str, Any]) -> None:
         "control": f"{format_bytes(header['control_bytes'])}: {header['record_count']} records,"
         f" {header['bucket_count']} buckets, {header['journal_entry_count']} journal entries,"
         f" newest event {header['journal_head']}",
+        "eviction": _eviction(header),
     }
     for field, value in lines.items():
         console.print(Text(f"  {field:<11}{value}"), soft_wrap=True)
+
+
+def _eviction(header: dict[str, Any]) -> str:
+    """Which block goes first, and what the adaptive way has learned so far."""
+    if header["eviction"] != EVICTIONS.index("adaptive"):
+        return "least recently used"
+    span = (header["span"] or SPAN_ONE) / SPAN_ONE
+    return f"adaptive: a use counts for half after {span:.2f} times as many as there is room for"
 
 
 def _table(
@@ -173,6 +185,22 @@ def _remote(console: Console, directory: dict[str, Any]) -> None:
     )
 
 
+def _reuse(console: Console, windows: list[dict[str, Any]]) -> None:
+    """What requests asked for lately; nothing in an arena that counts none."""
+    if not windows:
+        return
+    _table(console, "Reuse", windows, REUSE_COLUMNS)
+    console.print(
+        Text(
+            "  ceiling: the share of blocks asked for that had been asked for before, in that time"
+        )
+    )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
 def _pid(process: dict[str, Any], pid: int | None = None) -> str:
     """The number it recorded, and what to call it here when that is another."""
     own = process.get("pid") if pid is None else pid
@@ -250,6 +278,14 @@ REMOTE_COLUMNS: tuple[Column, ...] = (
     ("hints", lambda row: str(row["hints"])),
     ("events", lambda row: str(row["events"])),
     ("heard", lambda row: age_text(row["heard_ago_ns"])),
+)
+REUSE_COLUMNS: tuple[Column, ...] = (
+    ("in the last", lambda row: row["window"]),
+    ("known of it", lambda row: age_text(row["known_seconds"] * NS_PER_SECOND)),
+    ("asked for", lambda row: str(row["asked"])),
+    ("different", lambda row: f"{row['unique']:.0f}"),
+    ("ceiling", lambda row: _share(row["ceiling"])),
+    ("served", lambda row: _share(row["hit_rate"])),
 )
 STATE_COLUMNS: tuple[Column, ...] = (
     ("state", lambda row: row["state"]),

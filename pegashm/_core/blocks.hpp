@@ -7,30 +7,16 @@
 // has the row of each step.
 #pragma once
 
+#include "adaptive.hpp"
 #include "counters.hpp"
 #include "crash.hpp"
 #include "index.hpp"
 #include "journal.hpp"
 #include "pins.hpp"
+#include "quota.hpp"
 #include "sums.hpp"
 
 namespace pegashm {
-
-inline void add_resident(const View& view, uint32_t namespace_id, uint64_t delta) noexcept {
-  const uint32_t slot = namespace_slot(namespace_id);
-  // SYNC none: relaxed, a hint that reaps recount.
-  if (slot < namespace_count) add_relaxed(view.name_space(slot).resident_bytes, delta);
-}
-
-// Resident bytes with drift below zero (a process died between two counts) read as 0.
-inline uint64_t resident_bytes(const NamespaceEntry& entry) noexcept {
-  const uint64_t bytes = load_relaxed(entry.resident_bytes);
-  return bytes >> 63 != 0 ? 0 : bytes;
-}
-
-inline uint64_t occupied_bytes(const View& view, const Block& block) noexcept {
-  return stride_of(view.geometry, load_acquire(block.payload_bytes));
-}
 
 // FREE -> CLAIMED. 0 when it is not free, or somebody else was quicker. Death row 1.
 inline uint64_t begin_claim(const View& view, uint32_t slot, uint32_t record) noexcept {
@@ -123,8 +109,10 @@ inline bool publish_claim(const View& view, uint32_t slot, uint64_t handle, uint
   return true;
 }
 
-// READY -> EVICTING(slot), unless somebody has pinned it. Death rows 9, 10.
-inline Outcome begin_evict(const View& view, uint32_t slot, uint64_t handle) noexcept {
+// READY -> EVICTING(slot), unless somebody has pinned it, or its namespace's reserve is above the requester's wish
+// (`quota`). Death rows 9, 10.
+inline Outcome begin_evict(const View& view, uint32_t slot, uint64_t handle,
+                           uint32_t requester = at_will) noexcept {
   Block& block = view.block(handle_record(handle));
   const uint64_t generation = handle_generation(handle);
   const uint64_t ready = block_state(BlockTag::ready, 0, generation);
@@ -140,6 +128,12 @@ inline Outcome begin_evict(const View& view, uint32_t slot, uint64_t handle) noe
     crash_point(CrashPoint::evict_put_back);
     return Outcome::pinned;
   }
+  if (!give_up_resident(view, block, requester)) {
+    cas_seq(block.state, evicting, ready);
+    crash_point(CrashPoint::evict_put_back);
+    count(view, Counter::evictions_reserved);
+    return Outcome::quota;
+  }
   return Outcome::ok;
 }
 
@@ -149,15 +143,16 @@ inline void unlink_evicted(const View& view, uint64_t handle) noexcept {
   const Key key = read_key(block);
   erase_entry(view, buckets_of(view.geometry, key), handle);
   crash_point(CrashPoint::evict_entry_erased);
-  add_resident(view, identity_namespace(key.identity), ~occupied_bytes(view, block) + 1);
-  crash_point(CrashPoint::evict_uncounted);
+  // SYNC none: a hint; and an acquire here would hide from thread sanitizers what a publish fails to release.
+  leave_ghost(view, key, load_relaxed(view.touched(handle_record(handle))));
   append(view, Event::evict, key, handle);
   count(view, Counter::evictions);
 }
 
 // READY -> FREE.
-inline Outcome evict_block(const View& view, uint32_t slot, uint64_t handle) noexcept {
-  const Outcome outcome = begin_evict(view, slot, handle);
+inline Outcome evict_block(const View& view, uint32_t slot, uint64_t handle,
+                           uint32_t requester = at_will) noexcept {
+  const Outcome outcome = begin_evict(view, slot, handle, requester);
   if (outcome != Outcome::ok) return outcome;
   unlink_evicted(view, handle);
   release_record(view, handle_record(handle),
@@ -168,8 +163,8 @@ inline Outcome evict_block(const View& view, uint32_t slot, uint64_t handle) noe
 // READY -> CLAIMED(slot) of the next life: an eviction whose room the evictor keeps.
 // Returns the new handle, 0 with the reason in `outcome`.
 inline uint64_t evict_and_claim(const View& view, uint32_t slot, uint64_t handle,
-                                Outcome& outcome) noexcept {
-  outcome = begin_evict(view, slot, handle);
+                                uint32_t requester, Outcome& outcome) noexcept {
+  outcome = begin_evict(view, slot, handle, requester);
   if (outcome != Outcome::ok) return 0;
   unlink_evicted(view, handle);
   const uint32_t record = handle_record(handle);

@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "lookup.hpp"
+#include "reuse.hpp"
 #include "room.hpp"
 
 namespace pegashm {
@@ -134,7 +135,7 @@ class Client {
                Outcome* outcomes) noexcept {
     const std::lock_guard guard(mutex_);
     const uint64_t now = clock_ns(CLOCK_REALTIME);
-    const uint64_t clock = advance_clock(size);
+    Toucher toucher(*this, size);
     uint64_t published = 0, incomplete = 0, bytes = 0;
     for (uint32_t i = 0; i < size; ++i) {
       outcomes[i] = Outcome::missing;
@@ -151,7 +152,8 @@ class Client {
       if (outcomes[i] != Outcome::ok) continue;
       const uint64_t length = load_acquire(block.payload_bytes);
       // The first of a batch is the head of its chain: the most recent.
-      if (publish_claim(view_, slot_, handles[i], clock + (size - i), now)) {
+      const uint64_t touch = toucher.stored(block, size - i);
+      if (publish_claim(view_, slot_, handles[i], touch, now)) {
         ++published;
         bytes += length;
       } else {
@@ -173,26 +175,28 @@ class Client {
   }
 
   void touch(const uint64_t* handles, uint32_t size) noexcept {
-    const uint64_t clock = advance_clock(size);
+    Toucher toucher(*this, size);
     for (uint32_t i = 0; i < size; ++i) {
       if (!known(handles[i])) continue;
       const uint32_t record = handle_record(handles[i]);
       const uint64_t ready = block_state(BlockTag::ready, 0, handle_generation(handles[i]));
       if (load_acquire(view_.block(record).state) == ready) {
-        store_release(view_.touched(record), clock + 1 + i);
+        store_release(view_.touched(record), toucher.again(record, 1 + i, false));
         crash_point(CrashPoint::touch_written);
       }
     }
   }
 
-  // As touch(), for who has only the keys: those that are READY. Counts no lookups; returns how many.
+  // What a request used, at its end, tail to head, for who has only the keys: those that are READY. Counts no
+  // lookups; returns how many.
   uint32_t touch_keys(const Key* keys, uint32_t size) noexcept {
-    const uint64_t clock = advance_clock(size);
+    Toucher toucher(*this, size);
     uint32_t touched = 0;
     for (uint32_t i = 0; i < size; ++i) {
       const Found found = find_key(view_, keys[i], buckets_of(view_.geometry, keys[i]));
       if (!found.ready) continue;
-      store_release(view_.touched(handle_record(found.handle)), clock + 1 + i);
+      const uint32_t record = handle_record(found.handle);
+      store_release(view_.touched(record), toucher.again(record, 1 + i, true));
       crash_point(CrashPoint::touch_written);
       ++touched;
     }
@@ -213,7 +217,7 @@ class Client {
   }
 
   // The least recently used blocks of a size class, oldest first, pinned: for who wants to do something with
-  // them before they go. Returns how many.
+  // them before they go. Not those that reserves keep. Returns how many.
   uint32_t oldest(uint64_t payload_bytes, uint32_t wanted, uint64_t* handles,
                   uint64_t* touches) noexcept {
     const std::lock_guard guard(mutex_);
@@ -222,20 +226,24 @@ class Client {
     uint32_t found = 0;
     Candidate candidate;
     room_.gather(stride);
+    Reserves reserves(view_, for_nobody);
     while (found < wanted && room_.next(candidate)) {
-      const uint64_t state = load_acquire(view_.block(candidate.record).state);
+      const Block& block = view_.block(candidate.record);
+      const uint64_t state = load_acquire(block.state);
+      const uint64_t identity = load_acquire(block.identity);
       const uint64_t handle = make_handle(candidate.record, block_generation(state));
-      if (block_tag(state) != BlockTag::ready || is_pinned(view_.block(candidate.record)) ||
-          !add_pin(handle)) {
+      if (block_tag(state) != BlockTag::ready || is_pinned(block) ||
+          reserves.keep(identity, stride) || !add_pin(handle)) {
         continue;
       }
+      reserves.take(identity, stride);
       handles[found] = handle;
       touches[found++] = candidate.touch;
     }
     return found;
   }
 
-  // Drops our pins on what oldest() gave, and evicts what nobody has used since.
+  // Drops our pins on what oldest() gave, and evicts what nobody has used since. `quota`: a reserve keeps it.
   void evict_untouched(const uint64_t* handles, const uint64_t* touches, uint32_t size,
                        Outcome* outcomes) noexcept {
     const std::lock_guard guard(mutex_);
@@ -244,7 +252,7 @@ class Client {
       if (!ours(handles[i])) continue;
       drop_pin(handle_record(handles[i]));
       outcomes[i] = load_acquire(view_.touched(handle_record(handles[i]))) == touches[i]
-                        ? evict_block(view_, slot_, handles[i])
+                        ? evict_block(view_, slot_, handles[i], for_nobody)
                         : Outcome::pinned;
     }
     room_.look_again();
@@ -286,12 +294,42 @@ class Client {
     clear_pin(view_, slot_, record);
   }
 
-  uint64_t advance_clock(uint32_t amount) noexcept {
+  uint64_t advance_clock(uint64_t amount) noexcept {
     // SYNC none: only has to grow.
     const uint64_t before = add_relaxed(view_.header().access_clock, amount);
     crash_point(CrashPoint::clock_advanced);
     return before;
   }
+
+  // The touch words of a batch, by the arena's way to evict. `place`: 1 to the batch's size, the higher the later.
+  class Toucher {
+   public:
+    Toucher(Client& client, uint32_t size) noexcept
+        : view_(client.view_),
+          adaptive_(eviction_of(client.view_) == Eviction::adaptive),
+          uses_(client.view_) {
+      const uint64_t before = client.advance_clock(size * (adaptive_ ? touch_step : 1));
+      clock_ = adaptive_ ? round_up(before, touch_step) : before;
+    }
+    uint64_t stored(const Block& block, uint32_t place) noexcept {
+      if (!adaptive_) return clock_ + place;
+      return uses_.stored(read_key(block), at(place), occupied_bytes(view_, block));
+    }
+    uint64_t again(uint32_t record, uint32_t place, bool ended) noexcept {
+      if (!adaptive_) return clock_ + place;
+      // SYNC none: two uses at once may count as one.
+      return uses_.again(load_relaxed(view_.touched(record)), at(place),
+                         occupied_bytes(view_, view_.block(record)), ended);
+    }
+
+   private:
+    uint64_t at(uint32_t place) const noexcept { return clock_ + place * touch_step; }
+
+    const View& view_;
+    const bool adaptive_;
+    Uses uses_;
+    uint64_t clock_ = 0;
+  };
 
   void count_find(const Tally& tally) noexcept {
     count(view_, Counter::lookups, tally.judged);

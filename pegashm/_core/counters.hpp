@@ -66,6 +66,7 @@ enum class Counter : uint32_t {
   remote_snapshots_received,  // times that all a host holds was asked for, and came
   remote_messages_bad,  // messages of other hosts that were none, or not theirs to send
   remote_hints_displaced,  // hints that had to make room for others
+  evictions_reserved,  // eviction attempts that met another namespace's reserve
   count_,
 };
 
@@ -125,6 +126,7 @@ inline constexpr const char* counter_keys[] = {
     "remote_snapshots_received",
     "remote_messages_bad",
     "remote_hints_displaced",
+    "evictions_reserved",
 };
 static_assert(sizeof counter_keys / sizeof *counter_keys == static_cast<uint32_t>(Counter::count_));
 static_assert(static_cast<uint32_t>(Counter::count_) <= counter_count);

@@ -45,9 +45,10 @@ namespace pegashm {
   point(80, pin_checked, 8, "state re-checked")                                               \
   point(90, evict_looked, 9, "nothing yet: no pin seen, about to store EVICTING")             \
   point(91, evict_record_evicting, 9, "READY -> EVICTING, bits not looked at again")          \
-  point(100, evict_put_back, 10, "pins found, EVICTING -> READY")                             \
+  point(100, evict_put_back, 10, "pins found or reserve met, EVICTING -> READY")              \
+  point(101, evict_counted_again, 10, "below the reserve: the namespace's bytes given back")   \
   point(110, evict_entry_erased, 11, "index entry erased")                                    \
-  point(111, evict_uncounted, 11, "the namespace's bytes taken back")                         \
+  point(111, evict_uncounted, 11, "the namespace's bytes taken back, entry still there")      \
   point(120, release_touch_cleared, 12, "touch cleared, record not FREE yet")                 \
   point(121, release_record_freed, 12, "record FREE, free bit not set")                       \
   point(122, release_free_bit_set, 12, "free bit set, freed_clock not advanced")              \
@@ -88,6 +89,7 @@ namespace pegashm {
   point(300, namespace_time_written, 30, "known namespace: time written, limits not")         \
   point(301, namespace_reserve_written, 30, "reserve written, maximum not")                   \
   point(302, namespace_limits_written, 30, "both limits written")                             \
+  point(303, namespace_reserve_dropped, 30, "a reserve that nobody uses taken away")          \
   point(310, namespace_live, 31, "namespace live")                                            \
   point(320, client_attached, 32, "client attached")                                          \
   point(330, client_namespace_written, 33, "client's namespace written")                      \
@@ -111,7 +113,14 @@ namespace pegashm {
   point(450, remote_unusable, 45, "no host counts, their bits still there")                   \
   point(451, remote_bits_cleared, 45, "no host's bit is on")                                  \
   point(452, remote_bit_written, 45, "a host's bit written, the summary not")                 \
-  point(453, remote_summary_written, 45, "the summary written")
+  point(453, remote_summary_written, 45, "the summary written")                               \
+  point(460, reuse_tick_counted, 46, "what was asked for, or served, counted")                \
+  point(461, reuse_rank_met, 46, "one key of a request met")                                  \
+  point(470, ghost_left, 47, "an evicted block's ghost written")                              \
+  point(471, again_share_written, 47, "the share of evicted blocks used again written")       \
+  point(472, ghost_taken, 47, "the ghost of a block that is being published erased")          \
+  point(473, span_written, 47, "the span written")                                            \
+  point(480, clock_put_ahead, 48, "the clock put ahead of all that is due, eviction not lru yet")
 // clang-format on
 
 enum class CrashPoint : uint16_t {

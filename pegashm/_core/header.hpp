@@ -2,7 +2,7 @@
 //
 // format() runs in the supervisor, under its lock, on zeroed memory; the magic is its last store.
 // check() trusts nothing: every field is compared with what this build would have written for the same
-// four parameters, so that no later code meets a size or an offset that does not fit the file.
+// six parameters, so that no later code meets a size or an offset that does not fit the file.
 #pragma once
 
 #include <cstring>
@@ -56,6 +56,7 @@ inline void write_header(Header& header, const Geometry& geometry) noexcept {
   header.remote_hosts_offset = geometry.remote_hosts_offset;
   header.remote_offset = geometry.remote_offset;
   header.remote_bucket_count = geometry.remote_bucket_count;
+  header.reuse_register_count = geometry.reuse_register_count;
 }
 
 // Over all that the creator writes once: bytes [16, checksum) and the arenas. Finds damage, not malice.
@@ -106,7 +107,8 @@ inline HeaderFault check(const Header& header, uint64_t file_bytes, Geometry& ou
   Header copy;
   std::memcpy(&copy, &header, sizeof copy);  // judge one copy: another process may be writing
   if (!plan_geometry(copy.segment_bytes, copy.block_bytes_min, copy.segment_count, out,
-                     copy.spill_record_count, copy.remote_bucket_count)) {
+                     copy.spill_record_count, copy.remote_bucket_count,
+                     copy.reuse_register_count)) {
     return HeaderFault::inconsistent;
   }
   if (copy.checksum != header_checksum(copy)) return HeaderFault::inconsistent;

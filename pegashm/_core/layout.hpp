@@ -15,7 +15,7 @@
 namespace pegashm {
 
 inline constexpr uint64_t magic_ready = 0x314D485341474550;  // "PEGASHM1" read little-endian
-inline constexpr uint16_t format_major = 1;
+inline constexpr uint16_t format_major = 2;
 inline constexpr uint16_t format_minor = 0;
 
 inline constexpr uint64_t cache_line_bytes = 64;
@@ -30,12 +30,19 @@ inline constexpr uint32_t key_bytes_max = 32;
 inline constexpr uint32_t key_words = key_bytes_max / 8;
 inline constexpr uint32_t sum_count = 8;  // parts of a block that can have a checksum
 inline constexpr uint32_t spill_file_count = 64;
+inline constexpr uint64_t ghost_hash_version = 1;  // of ghost_of(): part of the format
+inline constexpr uint64_t ghosts_a_record = 4;
 inline constexpr uint64_t index_hash_version = 3;  // of buckets_of(): part of the format
 inline constexpr uint64_t bucket_page = 64;  // buckets in a page of 4096 bytes: both of a key
 inline constexpr uint64_t remote_hash_version = 1;  // of remote_hash(): hosts tell it to each other
 inline constexpr uint32_t remote_host_count = 4096;  // a hint has 12 bits for it
 inline constexpr uint64_t remote_bucket_count_max = uint64_t{1} << 28;
 inline constexpr uint64_t remote_page_buckets = 64;  // in a page of 4096 bytes, both of a hash
+inline constexpr uint64_t reuse_hash_version = 1;  // of reuse_hash(): part of the format
+inline constexpr uint32_t reuse_tick_seconds = 15;
+inline constexpr uint32_t reuse_tick_count = 24 * 3600 / reuse_tick_seconds;
+inline constexpr uint32_t reuse_rank_count = 32;
+inline constexpr uint64_t reuse_register_count_max = 1u << 18;
 
 struct ArenaEntry {
   uint64_t bytes;
@@ -77,7 +84,7 @@ struct Header {
   uint64_t sums_offset;
   uint64_t spill_offset;
   uint32_t spill_record_count;
-  uint32_t reserved_220;
+  uint32_t reuse_register_count;
   uint64_t remote_hosts_offset;
   uint64_t remote_offset;
   uint64_t remote_bucket_count;
@@ -87,7 +94,9 @@ struct Header {
   uint64_t supervisor_started_at_ns;
   uint64_t spill_usable;
   uint64_t remote_usable;
-  uint8_t reserved_296[24];
+  uint64_t eviction;
+  uint64_t span;
+  uint64_t again_share;
   uint64_t access_clock;
   uint8_t reserved_328[56];
   uint64_t journal_head;
@@ -108,6 +117,8 @@ static_assert(offsetof(Header, namespaces_offset) == 112 && offsetof(Header, pag
 static_assert(offsetof(Header, spill_offset) == 208 && offsetof(Header, checksum) == 248);
 static_assert(offsetof(Header, remote_hosts_offset) == 224 &&
               offsetof(Header, remote_usable) == 288);
+static_assert(offsetof(Header, reuse_register_count) == 220);
+static_assert(offsetof(Header, eviction) == 296 && offsetof(Header, again_share) == 312);
 static_assert(offsetof(Header, segments_ready) == 256 && offsetof(Header, access_clock) == 320);
 static_assert(offsetof(Header, journal_head) == 384 && offsetof(Header, freed_clock) == 448);
 static_assert(offsetof(Header, spill_usable) == 280 && offsetof(Header, arenas) == 512);
@@ -231,6 +242,19 @@ struct RemoteBucket {
 static_assert(sizeof(RemoteBucket) == cache_line_bytes &&
               remote_page_buckets * sizeof(RemoteBucket) == page_bytes_small);
 
+// What was asked for and what came of it, in one tick of time. Word: tick:32 << 32 | count:32.
+struct ReuseTick {
+  uint64_t asked;
+  uint64_t served;
+};
+static_assert(sizeof(ReuseTick) == 16 && sizeof(ReuseTick) * reuse_tick_count % 64 == 0);
+
+// When each rank of one register of a HyperLogLog was last met. Word: tick of rank 2 i + 1 | tick of 2 i + 2 << 32.
+struct ReuseRegister {
+  uint64_t met[reuse_rank_count / 2];
+};
+static_assert(sizeof(ReuseRegister) == 2 * cache_line_bytes);
+
 struct JournalEntry {
   uint64_t sequence;
   uint64_t what;  // event:8 | key_bytes:8 << 8 | group:16 << 16 | namespace_id:32 << 32
@@ -293,6 +317,10 @@ constexpr uint64_t compute_layout_signature() noexcept {
                                remote_hash_version,
                                uint64_t{sizeof(RemoteHosts)},
                                uint64_t{sizeof(RemoteBucket)},
+                               reuse_hash_version,
+                               uint64_t{reuse_tick_seconds},
+                               uint64_t{sizeof(ReuseTick) * reuse_tick_count},
+                               uint64_t{sizeof(ReuseRegister)},
                                uint64_t{sizeof(JournalEntry)},
                                uint64_t{offsetof(Block, identity)},
                                uint64_t{offsetof(Block, pins)},
@@ -305,6 +333,10 @@ constexpr uint64_t compute_layout_signature() noexcept {
                                uint64_t{offsetof(Header, segments_ready)},
                                uint64_t{offsetof(Header, spill_usable)},
                                uint64_t{offsetof(Header, remote_usable)},
+                               uint64_t{offsetof(Header, reuse_register_count)},
+                               ghost_hash_version,
+                               ghosts_a_record,
+                               uint64_t{offsetof(Header, eviction)},
                                uint64_t{offsetof(Header, access_clock)},
                                uint64_t{offsetof(Header, journal_head)},
                                uint64_t{offsetof(Header, freed_clock)},
@@ -339,11 +371,15 @@ struct Geometry {
   uint64_t remote_hosts_offset;
   uint64_t remote_offset;
   uint64_t remote_bucket_count;
+  uint64_t reuse_offset;
+  uint64_t ghosts_offset;
+  uint64_t ghost_count;
   uint64_t control_bytes;
   uint32_t segment_count;
   uint32_t records_per_segment;
   uint32_t record_count;
   uint32_t spill_record_count;
+  uint32_t reuse_register_count;
 };
 
 constexpr uint64_t power_of_two_at_least(uint64_t value) noexcept {
@@ -352,16 +388,19 @@ constexpr uint64_t power_of_two_at_least(uint64_t value) noexcept {
   return power;
 }
 
-// Derives everything from four numbers. False when the format cannot hold such a region.
+// Derives everything from six numbers. False when the format cannot hold such a region.
 inline bool plan_geometry(uint64_t segment_bytes, uint64_t block_bytes_min, uint64_t segment_count,
                           Geometry& out, uint64_t spill_record_count = 0,
-                          uint64_t remote_bucket_count = 0) noexcept {
+                          uint64_t remote_bucket_count = 0,
+                          uint64_t reuse_register_count = 0) noexcept {
   constexpr uint64_t segment_bytes_max = uint64_t{1} << 36;  // stride_pages has 24 bits
   if (segment_bytes == 0 || segment_bytes % page_bytes_small != 0 ||
       segment_bytes > segment_bytes_max || block_bytes_min == 0 ||
       block_bytes_min % page_bytes_small != 0 || block_bytes_min > segment_bytes ||
       segment_count == 0 || segment_count > record_count_max / 64 ||
-      remote_bucket_count > remote_bucket_count_max) {
+      remote_bucket_count > remote_bucket_count_max ||
+      reuse_register_count > reuse_register_count_max ||
+      (reuse_register_count & (reuse_register_count - 1)) != 0 || reuse_register_count == 1) {
     return false;
   }
   const uint64_t records_per_segment = round_up(segment_bytes / block_bytes_min, 64);
@@ -378,6 +417,7 @@ inline bool plan_geometry(uint64_t segment_bytes, uint64_t block_bytes_min, uint
   out.records_per_segment = static_cast<uint32_t>(records_per_segment);
   out.record_count = static_cast<uint32_t>(record_count);
   out.spill_record_count = static_cast<uint32_t>(spill_record_count);
+  out.reuse_register_count = static_cast<uint32_t>(reuse_register_count);
   out.payload_bytes = segment_bytes * segment_count;
   // Half full at most: with two choices of eight entries, overflow is then a matter of astronomy.
   out.bucket_count =
@@ -407,6 +447,12 @@ inline bool plan_geometry(uint64_t segment_bytes, uint64_t block_bytes_min, uint
   out.remote_hosts_offset = place(remote_bucket_count == 0 ? 0 : sizeof(RemoteHosts));
   out.remote_bucket_count = round_up(remote_bucket_count, remote_page_buckets);
   out.remote_offset = place(sizeof(RemoteBucket) * out.remote_bucket_count);
+  out.reuse_offset =
+      place(reuse_register_count == 0 ? 0
+                                      : sizeof(ReuseTick) * reuse_tick_count +
+                                            sizeof(ReuseRegister) * reuse_register_count);
+  out.ghost_count = ghosts_a_record * record_count;
+  out.ghosts_offset = place(8 * out.ghost_count);
   out.control_bytes = end;
   return true;
 }

@@ -74,6 +74,9 @@ class Mender {
       case Invariant::remote_usable:
         return geometry.remote_bucket_count != 0 &&
                replace(view_.header().remote_usable, finding.seen, remote_summary(view_));
+      case Invariant::reuse_word:
+        return below(reuse_word_count(view_)) &&
+               replace(pegashm::reuse_word(view_, where), finding.seen, 0);
       case Invariant::resident_bytes:
       case Invariant::touched:
       case Invariant::free_bit:

@@ -58,10 +58,67 @@ inline int32_t choose_namespace_slot(const View& view, const NamespaceRequest& r
   return best;
 }
 
+// The namespace with a reserve that nobody alive uses, unused for longest; -1: there is none.
+inline int32_t choose_idle_reserve(const View& view, const NamespaceRequest& request) noexcept {
+  int32_t best = -1;
+  uint64_t best_time = ~uint64_t{0};
+  for (uint32_t slot = 0; slot < namespace_count; ++slot) {
+    const NamespaceEntry& entry = view.name_space(slot);
+    const uint64_t state = load_acquire(entry.state);
+    if (!namespace_live(state) || load_relaxed(entry.reserved_bytes) == 0 ||
+        std::memcmp(entry.fingerprint, request.fingerprint, 32) == 0 ||
+        is_in_use(request, namespace_id(namespace_generation(state), slot))) {
+      continue;
+    }
+    const uint64_t time = load_relaxed(entry.attached_at_ns);
+    if (time < best_time) {
+      best_time = time;
+      best = static_cast<int32_t>(slot);
+    }
+  }
+  return best;
+}
+
+// What all others have reserved.
+inline uint64_t reserved_by_others(const View& view, const NamespaceRequest& request) noexcept {
+  uint64_t sum = 0;
+  for (uint32_t slot = 0; slot < namespace_count; ++slot) {
+    const NamespaceEntry& entry = view.name_space(slot);
+    if (!namespace_live(load_acquire(entry.state)) ||
+        std::memcmp(entry.fingerprint, request.fingerprint, 32) == 0) {
+      continue;
+    }
+    sum += std::min(load_relaxed(entry.reserved_bytes), view.geometry.payload_bytes);
+  }
+  return sum;
+}
+
+// Takes a namespace's reserve away: its last client has moved on, or another needs the room. Death row 30.
+inline void drop_reserve(NamespaceEntry& entry) noexcept {
+  store_release(entry.reserved_bytes, 0);
+  crash_point(CrashPoint::namespace_reserve_dropped);
+}
+
+// The reserve that a request can have. All reserves together are at most what there is, or nobody could ever
+// evict anything; where it does not suffice, those that nobody uses any more lapse, the one unused for longest first.
+inline uint64_t grant_reserve(const View& view, const NamespaceRequest& request) noexcept {
+  const uint64_t total = view.geometry.payload_bytes;
+  const uint64_t wanted = std::min(request.reserved_bytes, total);
+  if (wanted == 0) return 0;
+  uint64_t others = reserved_by_others(view, request);
+  for (uint32_t lapsed = 0; lapsed < namespace_count && others > total - wanted; ++lapsed) {
+    const int32_t slot = choose_idle_reserve(view, request);
+    if (slot < 0) break;
+    drop_reserve(view.name_space(static_cast<uint32_t>(slot)));
+    others = reserved_by_others(view, request);
+  }
+  return std::min(wanted, total - std::min(others, total));
+}
+
 // Finds or creates; 0 when every namespace is in use by somebody alive.
 // A limit above all there is means all there is, and is kept as that: invariant I27.
 inline uint32_t register_namespace(const View& view, const NamespaceRequest& request) noexcept {
-  const uint64_t reserved = std::min(request.reserved_bytes, view.geometry.payload_bytes);
+  const uint64_t reserved = grant_reserve(view, request);
   const uint64_t maximum = std::min(request.maximum_bytes, view.geometry.payload_bytes);
   for (uint32_t slot = 0; slot < namespace_count; ++slot) {
     NamespaceEntry& entry = view.name_space(slot);

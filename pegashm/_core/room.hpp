@@ -25,6 +25,13 @@ struct FreeCursor {
   uint32_t segment = 0;
 };
 
+// What was gathered, and for whom; when it is worth looking again after all of it was in vain.
+struct Victims {
+  LruPolicy policy;
+  uint64_t retry_at_ns = 0;
+  uint32_t spared = 0;  // the namespace whose own blocks were left out, 0 none
+};
+
 class RoomFinder {
  public:
   RoomFinder(const View& view, uint32_t slot) noexcept : view_(view), slot_(slot) {}
@@ -33,39 +40,44 @@ class RoomFinder {
   uint64_t take(uint64_t stride, uint32_t namespace_id, uint64_t& offset,
                 Outcome& outcome) noexcept {
     if (at_quota(stride, namespace_id)) {
-      const uint64_t handle = take_victim(stride, namespace_id, namespace_id, offset);
+      const uint64_t handle = take_victim(anyone_, stride, namespace_id, namespace_id, offset);
       outcome = handle != 0 ? Outcome::ok : Outcome::quota;
       return handle;
     }
     uint64_t handle = take_free(stride, offset);
-    if (handle == 0) handle = take_victim(stride, namespace_id, 0, offset);
+    // Below its reserve a namespace grows at others' cost: were its own oldest to go, noise would keep it small.
+    if (handle == 0 && is_below_reserve(view_, namespace_id, stride)) {
+      handle = take_victim(others_, stride, namespace_id, 0, offset);
+    }
+    if (handle == 0) handle = take_victim(anyone_, stride, namespace_id, 0, offset);
     outcome = handle != 0 ? Outcome::ok : Outcome::no_space;
     return handle;
   }
 
   // Something became evictable in this very process: do not wait before looking again.
-  void look_again() noexcept { retry_at_ns_ = 0; }
+  void look_again() noexcept { anyone_.retry_at_ns = others_.retry_at_ns = 0; }
 
   // The least recently used blocks of a stride, one by one: gather(), then next() until false.
-  void gather(uint64_t stride) noexcept { policy_.gather(view_, stride, 0); }
-  bool next(Candidate& out) noexcept { return policy_.next(view_, out); }
+  void gather(uint64_t stride) noexcept { anyone_.policy.gather(view_, stride, 0, for_nobody); }
+  bool next(Candidate& out) noexcept { return anyone_.policy.next(view_, out); }
 
-  // Evicts up to `wanted` least recently used blocks of a stride; returns how many.
+  // Evicts up to `wanted` least recently used blocks of a stride, but for those that reserves keep; returns how many.
   uint32_t evict_oldest(uint64_t stride, uint32_t wanted) noexcept {
-    policy_.gather(view_, stride, 0);
+    gather(stride);
     uint32_t evicted = 0;
     Candidate candidate;
-    while (evicted < wanted && policy_.next(view_, candidate)) {
-      if (!may_evict_for(view_, view_.block(candidate.record), 0)) continue;
+    while (evicted < wanted && next(candidate)) {
+      if (!may_evict_for(view_, view_.block(candidate.record), for_nobody)) continue;
       const uint64_t state = load_acquire(view_.block(candidate.record).state);
       const uint64_t handle = make_handle(candidate.record, block_generation(state));
-      if (evict_block(view_, slot_, handle) == Outcome::ok) ++evicted;
+      if (evict_block(view_, slot_, handle, for_nobody) == Outcome::ok) ++evicted;
     }
     return evicted;
   }
 
  private:
   static constexpr uint64_t retry_after_ns = 10'000'000;
+  static constexpr uint32_t gathers_max = 4;
 
   bool at_quota(uint64_t stride, uint32_t namespace_id) const noexcept {
     const NamespaceEntry& entry = view_.name_space(namespace_slot(namespace_id));
@@ -108,7 +120,7 @@ class RoomFinder {
     for (uint32_t segment = 0; segment < ready; ++segment) {
       const uint64_t state = load_acquire(view_.segment(segment).state);
       if (segment_tag(state) != SegmentTag::unassigned) continue;
-      if (!change_segment(view_, slot_, segment, stride, 0)) continue;
+      if (!change_segment(view_, slot_, segment, stride, for_nobody)) continue;
       const uint64_t handle = take_free_in(segment, stride, offset);
       if (handle != 0) return handle;
     }
@@ -148,39 +160,49 @@ class RoomFinder {
     return true;
   }
 
-  uint64_t take_victim(uint64_t stride, uint32_t requester, uint32_t only_namespace,
-                       uint64_t& offset) noexcept {
-    if (policy_.serves(stride, only_namespace)) {
-      const uint64_t handle = take_gathered(stride, requester, offset);
+  uint64_t take_victim(Victims& victims, uint64_t stride, uint32_t requester,
+                       uint32_t only_namespace, uint64_t& offset) noexcept {
+    const uint32_t spared = &victims == &others_ ? requester : 0;
+    if (victims.policy.serves(stride, only_namespace) && victims.spared == spared) {
+      const uint64_t handle = take_gathered(victims.policy, stride, requester, offset);
       if (handle != 0) return handle;
-      if (clock_ns(CLOCK_MONOTONIC_COARSE) < retry_at_ns_) return 0;
+      if (clock_ns(CLOCK_MONOTONIC_COARSE) < victims.retry_at_ns) return 0;
     }
-    policy_.gather(view_, stride, only_namespace);
-    uint64_t handle = take_idle_segment(stride, requester, offset);
-    if (handle == 0) handle = take_gathered(stride, requester, offset);
-    retry_at_ns_ = handle != 0 ? 0 : clock_ns(CLOCK_MONOTONIC_COARSE) + retry_after_ns;
-    return handle;
+    victims.spared = spared;
+    // Many who store at once gather the same blocks, and the slowest of them finds all of them gone.
+    for (uint32_t i = 0; i < gathers_max; ++i) {
+      victims.policy.gather(view_, stride, only_namespace, requester, spared != 0);
+      uint64_t handle = take_idle_segment(victims.policy, stride, requester, offset);
+      if (handle == 0) handle = take_gathered(victims.policy, stride, requester, offset);
+      victims.retry_at_ns = 0;
+      if (handle != 0) return handle;
+      if (!victims.policy.outpaced()) break;
+    }
+    victims.retry_at_ns = clock_ns(CLOCK_MONOTONIC_COARSE) + retry_after_ns;
+    return 0;
   }
 
   // Moves the most idle segment of another size here, if all of it is older than our own oldest block.
-  uint64_t take_idle_segment(uint64_t stride, uint32_t requester, uint64_t& offset) noexcept {
-    for (uint32_t i = 0; i < policy_.idle_count(); ++i) {
-      const Candidate idle = policy_.idle(i);
-      if (idle.touch >= policy_.oldest()) return 0;
+  uint64_t take_idle_segment(LruPolicy& policy, uint64_t stride, uint32_t requester,
+                             uint64_t& offset) noexcept {
+    for (uint32_t i = 0; i < policy.idle_count(); ++i) {
+      const Candidate idle = policy.idle(i);
+      if (idle.touch >= policy.oldest()) return 0;
       if (!change_segment(view_, slot_, idle.record, stride, requester)) continue;
       const uint64_t handle = take_free_in(idle.record, stride, offset);
       if (handle != 0) {
         cursor_of(stride).exhausted_at = ~uint64_t{0};
-        policy_.forget();  // another segment may be as idle: it goes before any block gathered now
+        policy.forget();  // another segment may be as idle: it goes before any block gathered now
         return handle;
       }
     }
     return 0;
   }
 
-  uint64_t take_gathered(uint64_t stride, uint32_t requester, uint64_t& offset) noexcept {
+  uint64_t take_gathered(LruPolicy& policy, uint64_t stride, uint32_t requester,
+                         uint64_t& offset) noexcept {
     Candidate candidate;
-    while (policy_.next(view_, candidate)) {
+    while (policy.next(view_, candidate)) {
       const uint32_t segment = view_.segment_of(candidate.record);
       const uint64_t segment_word = load_acquire(view_.segment(segment).state);
       const uint32_t index = candidate.record - view_.first_record(segment);
@@ -192,7 +214,7 @@ class RoomFinder {
       const uint64_t state = load_acquire(view_.block(candidate.record).state);
       Outcome outcome = Outcome::ok;
       const uint64_t handle = evict_and_claim(
-          view_, slot_, make_handle(candidate.record, block_generation(state)), outcome);
+          view_, slot_, make_handle(candidate.record, block_generation(state)), requester, outcome);
       if (outcome == Outcome::pinned) count(view_, Counter::evictions_pinned);
       if (handle != 0 && settle(segment, segment_word, stride, handle, offset)) return handle;
     }
@@ -204,9 +226,9 @@ class RoomFinder {
   const View& view_;
   uint32_t slot_;
   uint32_t next_cursor_ = 0;
-  uint64_t retry_at_ns_ = 0;
   FreeCursor cursors_[cursor_count];
-  LruPolicy policy_;
+  Victims anyone_;
+  Victims others_;  // for who is below its reserve
 };
 
 }  // namespace pegashm

@@ -23,27 +23,18 @@ inline void write_free_bits(const View& view, uint32_t segment, uint32_t capacit
   }
 }
 
-// Whether a block may leave for the sake of another namespace: not below its reserve.
-inline bool may_evict_for(const View& view, const Block& block, uint32_t requester) noexcept {
-  const uint32_t owner = identity_namespace(load_acquire(block.identity));
-  if (owner == requester || namespace_slot(owner) >= namespace_count) return true;
-  const NamespaceEntry& entry = view.name_space(namespace_slot(owner));
-  const uint64_t state = load_acquire(entry.state);
-  if (!namespace_live(state) || namespace_generation(state) != owner >> 16) return true;
-  const uint64_t reserved = load_relaxed(entry.reserved_bytes);
-  return reserved == 0 || resident_bytes(entry) >= reserved + occupied_bytes(view, block);
-}
-
 // Evicts all of a segment's blocks. False as soon as one may not go.
 inline bool drain_segment(const View& view, uint32_t slot, uint32_t segment,
                           uint32_t requester) noexcept {
   const uint32_t first = view.first_record(segment);
   const uint32_t size = view.geometry.records_per_segment;
+  Reserves reserves(view, requester);
   for (uint32_t i = 0; i < size; ++i) {  // look before evicting anything
     const Block& block = view.block(first + i);
     const BlockTag tag = block_tag(load_seq(block.state));
     if (tag == BlockTag::free) continue;
-    if (tag != BlockTag::ready || is_pinned(block) || !may_evict_for(view, block, requester)) {
+    if (tag != BlockTag::ready || is_pinned(block) ||
+        !reserves.take(load_acquire(block.identity), occupied_bytes(view, block))) {
       return false;
     }
   }
@@ -51,8 +42,8 @@ inline bool drain_segment(const View& view, uint32_t slot, uint32_t segment,
     const uint64_t state = load_seq(view.block(first + i).state);
     if (block_tag(state) == BlockTag::free) continue;
     if (block_tag(state) != BlockTag::ready ||
-        !may_evict_for(view, view.block(first + i), requester) ||
-        evict_block(view, slot, make_handle(first + i, block_generation(state))) != Outcome::ok) {
+        evict_block(view, slot, make_handle(first + i, block_generation(state)), requester) !=
+            Outcome::ok) {
       return false;
     }
     crash_point(CrashPoint::segment_block_evicted);

@@ -54,6 +54,15 @@ struct View {
   RemoteBucket& remote_bucket(uint64_t index) const noexcept {
     return at<RemoteBucket>(geometry.remote_offset, index);
   }
+  ReuseTick& reuse_tick(uint32_t index) const noexcept {
+    return at<ReuseTick>(geometry.reuse_offset, index);
+  }
+  ReuseRegister& reuse_register(uint32_t index) const noexcept {
+    return at<ReuseRegister>(geometry.reuse_offset + sizeof(ReuseTick) * reuse_tick_count, index);
+  }
+  uint64_t& ghost(uint64_t index) const noexcept {
+    return at<uint64_t>(geometry.ghosts_offset, index);
+  }
   JournalEntry& journal(uint64_t sequence) const noexcept {
     return at<JournalEntry>(geometry.journal_offset, sequence & (geometry.journal_entry_count - 1));
   }

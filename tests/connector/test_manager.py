@@ -30,6 +30,7 @@ from pegashm.connector.manager import PegaShmManager
 from pegashm.connector.settings import Settings
 from pegashm.errors import ArenaMissingError
 from pegashm.keys import namespace_of
+from pegashm.reuse import read_reuse
 
 from tests.arenas import Shape, make_arena, remove_arena
 
@@ -523,3 +524,23 @@ def test_specs_travel_to_the_workers(make: Make, arena_name: Callable[..., str])
     )
     assert np.array_equal(blocks.handles, came.handles)
     assert np.array_equal(blocks.offsets, came.offsets)
+
+
+def test_request_is_counted_once_and_whole(make: Make, arena_name: Callable[[Shape], str]) -> None:
+    """However often it asks, and though it stops at the first miss: the reuse ceiling is of requests."""
+    arena = arena_name(Shape(reuse_registers=1024))
+    first, second = make(arena), make(arena, engine_id="second")
+    keys = keys_of("counted", 10)
+    context = request(first, keys)
+    for _ in range(3):
+        ask(first, keys, context)
+        first.on_schedule_end(ScheduleEndContext((), ()))
+    store(first, keys[:6], context)
+    again = request(second, keys, "again")
+    assert 6 == ask(second, keys, again)
+    second.prepare_load(keys[:6], again)
+    with open_arena(arena, writable=False, map_payload=False) as opened:
+        (window, _, _) = read_reuse(opened.region)
+    assert (20, 6) == (window.asked, window.served)
+    assert window.unique == pytest.approx(10, abs=1.5)
+    second.complete_load(keys[:6], again)

@@ -46,6 +46,7 @@ SHAPE = Shape(
     segments_per_arena=(SEGMENTS,),
     spill_records=8,
     remote_buckets=2,
+    reuse_registers=16,
 )
 BLOCKS = SHAPE.payload_bytes // SMALL  # of the small size, when the arena is full of them
 NUMBERS = range(400)  # every block that any operation may store
@@ -55,10 +56,11 @@ def key_of(number: int) -> bytes:
     return hashlib.sha256(number.to_bytes(4, "big")).digest() + bytes(4)
 
 
-def namespace(label: str, *, maximum_bytes: int = 0) -> Namespace:
+def namespace(label: str, *, reserved_bytes: int = 0, maximum_bytes: int = 0) -> Namespace:
     return Namespace(
         fingerprint=hashlib.sha256(label.encode()).digest(),
         label=label,
+        reserved_bytes=reserved_bytes,
         maximum_bytes=maximum_bytes,
     )
 

@@ -37,6 +37,7 @@ __all__ = ["MAIN", "OPERATIONS", "Actor", "Debris", "Operation"]
 
 MAIN = "main"
 EVICTING = 3  # of Region.blocks()
+RESERVED_BYTES = BLOCKS * SMALL // 2
 
 
 @dataclass(slots=True)
@@ -176,9 +177,30 @@ def touch_all(actor: Actor) -> None:
     actor.cache.touch_keys(numbered([1, 2, 77]))
 
 
-def attach(label: str, maximum_bytes: int = 0) -> Callable[[Actor], None]:
+def full_and_adaptive(cache: Cache) -> None:
+    cache.region.set_eviction("adaptive")
+    full(cache)
+
+
+def three_and_adaptive(cache: Cache) -> None:
+    cache.region.set_eviction("adaptive")
+    three(cache)
+
+
+def evict_by_storing(actor: Actor) -> None:
+    """The oldest of a full arena goes and leaves its ghost."""
+    store(actor.cache, [11, 12])
+
+
+def store_again(actor: Actor) -> None:
+    """What went comes back, whichever it was; others go for it."""
+    gone, _ = actor.cache.find(numbered(range(100, 100 + BLOCKS)))
+    store(actor.cache, [100 + int(number) for number in np.flatnonzero(gone == 0)[:2]])
+
+
+def attach(label: str, maximum_bytes: int = 0, reserved_bytes: int = 0) -> Callable[[Actor], None]:
     def act(actor: Actor) -> None:
-        there = namespace(label, maximum_bytes=maximum_bytes)
+        there = namespace(label, maximum_bytes=maximum_bytes, reserved_bytes=reserved_bytes)
         actor.client = Cache.attach(
             actor.arena_name, namespace=there, engine_id=b"e", label="child"
         )
@@ -192,6 +214,24 @@ def register_all(cache: Cache) -> None:
         label = f"old {number}"
         there = namespace(label)
         cache.region.register_namespace(there.fingerprint, label=label, now_ns=number + 1)
+
+
+def reserve_for_nobody(cache: Cache) -> None:
+    """Half of it is reserved for a namespace that nobody is in."""
+    there = namespace("idle")
+    cache.region.register_namespace(
+        there.fingerprint, label="idle", reserved_bytes=RESERVED_BYTES, now_ns=1
+    )
+
+
+def reserve_everything(cache: Cache) -> None:
+    """What an evictor has just found evictable no longer is."""
+    cache.enter(namespace(MAIN, reserved_bytes=2 * RESERVED_BYTES))
+
+
+def ask_for_blocks(actor: Actor) -> None:
+    actor.cache.count_asked(numbered(range(1, 20)))
+    actor.cache.count_served(3)
 
 
 def enter(*labels: str) -> Callable[[Actor], None]:
@@ -349,7 +389,34 @@ OPERATIONS: tuple[Operation, ...] = (
         stop_at=90,
         meanwhile=pin_first,
     ),
+    Operation(
+        name="store in another's arena, which becomes reserved just then",
+        before=full,
+        attach="other",
+        act=stores(11),
+        stop_at=90,
+        meanwhile=reserve_everything,
+    ),
     Operation(name="touch", before=three, prepare=find_two, act=touch_all),
+    Operation(
+        name="store again what was evicted, adaptively",
+        before=full_and_adaptive,
+        prepare=evict_by_storing,
+        act=store_again,
+    ),
+    Operation(
+        name="evict as before",
+        before=three_and_adaptive,
+        act=lambda actor: actor.cache.region.set_eviction("lru"),
+    ),
+    Operation(name="touch, adaptively", before=three_and_adaptive, prepare=find_two, act=touch_all),
+    Operation(name="ask for blocks", before=three, act=ask_for_blocks),
+    Operation(
+        name="attach with a reserve",
+        before=reserve_for_nobody,
+        attach=None,
+        act=attach("new", reserved_bytes=2 * RESERVED_BYTES),
+    ),
     Operation(name="attach in a new namespace", attach=None, act=attach("new")),
     Operation(name="attach in a known namespace", attach=None, act=attach(MAIN, 1 << 30)),
     Operation(

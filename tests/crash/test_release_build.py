@@ -50,6 +50,7 @@ void probe_remote(RemoteTable& t, const uint64_t* h, const RemoteLabels& l) { t.
 void probe_reap(const View& v, uint32_t slot) { reap_client(v, slot); }
 void probe_register(const View& v, const NamespaceRequest& r) { register_namespace(v, r); }
 void probe_attach(const View& v, const ClientRequest& r) { attach_client(v, 1, r); enter_namespace(v, 1, 2); }
+void probe_eviction(const View& v, Eviction e) { set_eviction(v, e); }
 void probe_format(const View& v) { format(v); set_ready(v.header()); }
 bool probe_mend(Mender& m, const Finding& f) { return m.mend(f); }
 }

@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 
 from pegashm.arena import Arena, open_arena
 from pegashm.names import control_path
+from pegashm.reuse import read_window
+from pegashm.units import parse_bytes
 
 from tests.arenas import PREFIX, remove_arena
 from tests.e2e.engines import Engine, Supervisor, counter, new_prompt
 from tests.format.spec import fields_of, sizes_of
 
 Expected = Callable[..., list[list[int]]]
+RESERVED = "8M"
 
 
 @dataclass(slots=True)
@@ -47,8 +50,9 @@ def pair(
     name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         supervisor = start_shared(Supervisor, name, "128M", log="supervisor").ready()
-        b = start_shared(Engine, models("qwen3"), name, log="B")
-        c = start_shared(Engine, models("qwen3"), name, log="C")
+        extra = {"reserved_bytes": RESERVED}
+        b = start_shared(Engine, models("qwen3"), name, log="B", extra=extra)
+        c = start_shared(Engine, models("qwen3"), name, log="C", extra=extra)
         b.ready()
         c.ready()
         with open_arena(name) as arena:
@@ -71,6 +75,22 @@ def test_each_loads_what_the_other_stored(pair: Pair, expected: Expected) -> Non
     assert correct == [answer.tokens for answer in loaded]
     assert [0] * 6 == [answer.cached for answer in stored]
     assert [512] * 6 == [answer.cached for answer in loaded]
+
+
+def test_what_they_ask_for_is_counted_and_a_reserve_is_theirs(
+    pair: Pair, expected: Expected
+) -> None:
+    """Each request once, by both engines: half of what is asked for is asked for again, and all of that is served."""
+    prompts = [new_prompt(f"counted {number}") for number in range(4)]
+    before = read_window(pair.arena.region, "1 h", 3600)
+    for engine in (pair.b, pair.c):
+        assert expected(*prompts) == [answer.tokens for answer in engine.ask(*prompts)]
+    after = read_window(pair.arena.region, "1 h", 3600)
+    asked, served = after.asked - before.asked, after.served - before.served
+    assert (2 * 4 * 4, 4 * 4) == (asked, served)  # 512 tokens are four blocks
+    assert after.unique - before.unique == pytest.approx(asked / 2, abs=2)
+    (row,) = [row for row in pair.arena.region.namespaces() if row["blocks"]]
+    assert parse_bytes(RESERVED) == row["reserved_bytes"]
 
 
 def test_a_longer_prompt_loads_the_part_they_have_in_common(pair: Pair, expected: Expected) -> None:

@@ -216,6 +216,13 @@ inline std::vector<Scenario> living_scenarios() {
            mine().abandon(&handle, 1);
          }},
         {"other", [] { store_block(C, small); }}}},
+      {"reserve_two",
+       "evict | evict of two blocks for others, with the bytes of one reserved",
+       {2, 2, false, true},
+       prepare_reserved,
+       {{"evictor 0", [] { evict_for_another(world.handles[0]); }},
+        {"evictor 1", [] { evict_for_another(world.handles[1]); }}},
+       judge_reserved},
       {"touch_evict",
        "touch | evict, claim another key",
        {1},

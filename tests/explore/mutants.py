@@ -170,6 +170,15 @@ MUTANTS = (
         kind="statement",
         caught_by=("mark_claim", "reuse_sums"),
     ),
+    # -- reserves -----------------------------------------------------------------------------------
+    Mutant(
+        name="evict: the reserve looked at before the bytes are taken",
+        header="quota.hpp",
+        old="add_relaxed(entry.resident_bytes, ~bytes + 1)",
+        new="[&] { const uint64_t seen = load_relaxed(entry.resident_bytes);"
+        " add_relaxed(entry.resident_bytes, ~bytes + 1); return seen; }()",
+        caught_by=("reserve_two",),
+    ),
     # -- segments -----------------------------------------------------------------------------------
     Mutant(
         name="re-assignment: CLAIMED blocks overlooked",

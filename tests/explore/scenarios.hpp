@@ -34,6 +34,32 @@ inline void prepare_empty() {
 inline void prepare_attached(uint32_t slot) {
   attach_client(world.view, slot, {1, 1, 1, world.name_space, 0, "", 0, "", 0});
 }
+// Two blocks, of a namespace for which the bytes of one are reserved.
+inline void prepare_reserved() {
+  prepare_full({A, C});
+  world.view.name_space(namespace_slot(world.name_space)).reserved_bytes = small;
+}
+inline void evict_for_another(uint64_t handle) {
+  evict_block(world.view, static_cast<uint32_t>(engine.self()), handle, for_nobody);
+}
+// What was first went, what was second stayed, and the namespace's bytes are those of what stayed.
+inline void judge_reserved() {
+  judge_world();
+  if (engine.failed()) return;
+  uint64_t left = 0;
+  for (uint32_t record = 0; record < world.view.geometry.record_count; ++record) {
+    const Block& block = world.view.block(record);
+    if (block_tag(load_acquire(block.state)) == BlockTag::ready) {
+      left += occupied_bytes(world.view, block);
+    }
+  }
+  const NamespaceEntry& entry = world.view.name_space(namespace_slot(world.name_space));
+  if (left != small || resident_bytes(entry) != left) {
+    engine.fail("%llu bytes are left of %llu reserved, and %llu are counted",
+                static_cast<unsigned long long>(left), static_cast<unsigned long long>(small),
+                static_cast<unsigned long long>(resident_bytes(entry)));
+  }
+}
 // Reaped once, the dead are undone: a second reap and a repair find nothing.
 inline void judge_reaped() {
   judge_world();

@@ -28,6 +28,7 @@ struct Shape {
   uint32_t records = 1;
   uint64_t journal_entries = 2;
   bool journal = false;  // somebody reads it
+  bool quotas = false;  // the bytes of namespaces decide something
 };
 
 struct World {
@@ -100,7 +101,7 @@ inline void build_world(const Shape& shape) {
   if (A == 0) std::tie(A, B) = find_twins();
   // Counters and the bytes of namespaces without limits decide nothing.
   engine.leave_out(&world.view.counter_value(0), sizeof(CounterValue) * counter_count);
-  for (uint32_t slot = 0; slot < namespace_count; ++slot) {
+  for (uint32_t slot = 0; slot < namespace_count && !shape.quotas; ++slot) {
     engine.leave_out(&world.view.name_space(slot).resident_bytes, 8);
   }
   for (uint32_t record = 0; record < shape.records; ++record) {

@@ -34,7 +34,7 @@ def formatted() -> bytearray:
     """A control region with nothing random in it."""
     segments = [count for _, count, _ in ARENAS]
     shape = {"segment_bytes": SEGMENT_BYTES, "block_bytes_min": BLOCK_BYTES_MIN}
-    more = {"spill_records": 100, "remote_buckets": 10}
+    more = {"spill_records": 100, "remote_buckets": 10, "reuse_registers": 64}
     plan = _native.plan_region(**shape, **more, segments_per_arena=segments)
     control = bytearray(plan["control_bytes"])
     _native.format_region(
@@ -102,6 +102,7 @@ def test_formatted_header_is_what_the_document_says() -> None:
         segments_per_arena=[2, 1],
         spill_records=100,
         remote_buckets=10,  # rounded up to a page
+        reuse_registers=64,
     )
     stranger = Stranger(control)
     expected = {
@@ -155,6 +156,7 @@ def test_tables_lie_one_after_another() -> None:
         assert 0 == offset % 64
         assert end <= offset, table
         end = offset + size
+    end = -(-end // 4096) * 4096 + 5760 * 16 + 64 * 128  # the reuse table
     assert end <= stranger.number("control_bytes")
     assert stranger.number("payload_bytes") == SEGMENT_BYTES * stranger.number("segment_count")
 

@@ -37,6 +37,10 @@ def table(name: str, offset: int) -> Callable[[Hand], int]:
     return lambda hand: int(hand.header[f"{name}_offset"]) + offset
 
 
+def reuse(offset: int) -> Callable[[Hand], int]:
+    return lambda hand: hand.reuse(offset)
+
+
 def at(offset: int) -> Callable[[Hand], int]:
     return lambda _: offset
 
@@ -103,7 +107,7 @@ def bit(record_of: Callable[[Hand], int], on: bool) -> Planting:
 
 
 RESERVED = (
-    at(296), at(328), at(392), at(456), at(3712), table("namespaces", 80),
+    at(328), at(392), at(456), at(3712), table("namespaces", 80),
     table("clients", 40), table("counter_values", 8), table("segments", 8), table("blocks", 112),
     table("journal", 24), table("spill", 96),
     table("remote_hosts", 512 + 68),
@@ -188,6 +192,12 @@ PLANTINGS: dict[int, list[Planting]] = {
         changed(lambda hand: hand.spill(3, 8), lambda key: key ^ 1),
     ],
     30: [word(table("remote", 0), 77 << 14 | 5), word(table("remote", 64 * 3 + 8), 1)],
+    32: [
+        word(reuse(0), 1 << 32 | 5),
+        word(reuse(16 * 3 + 8), 0xFFFFFFFF << 32 | 5),
+        word(reuse(16 * 5760 + 128 * 3), 0xFFFFFFF0),
+        word(reuse(16 * 5760 + 128 * 4 + 8), 0xFFFFFFF0 << 32 | 7),
+    ],
     31: [word(at(288), 2), word(table("remote_hosts", 0), 0)],
     29: [
         word(ready(88), 1 << 48 | PAYLOAD_BYTES + 1),

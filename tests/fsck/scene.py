@@ -30,6 +30,7 @@ READY = 40
 SPILL_RECORDS = 16
 SPILLED = 6
 REMOTE_BUCKETS = 16
+REUSE_REGISTERS = 16
 
 
 def key_of(number: int) -> bytes:
@@ -44,9 +45,14 @@ def stamp_of(key: bytes) -> bytes:
 def filled() -> Iterator[Arena]:
     """An arena that its only client has left with 40 READY blocks in 3 of 4 segments, and some on SSD."""
     with temporary_arena(
-        Shape(spill_records=SPILL_RECORDS, remote_buckets=REMOTE_BUCKETS)
+        Shape(
+            spill_records=SPILL_RECORDS,
+            remote_buckets=REMOTE_BUCKETS,
+            reuse_registers=REUSE_REGISTERS,
+        )
     ) as arena:
         with Cache.attach(arena.name, namespace=FENCE, label="filler") as cache:
+            cache.count_asked([key_of(number) for number in range(1, READY + 1)])
             put(cache, [key_of(number) for number in range(1, READY + 1)])
             list_spilled(arena, cache.namespace_id)
         list_remote(arena)
@@ -137,6 +143,11 @@ class Hand:
 
     def spill(self, index: int, field: int = 0) -> int:
         return int(self.header["spill_offset"]) + 128 * index + field
+
+    def reuse(self, offset: int) -> int:
+        """The table that begins on the page behind the remote hints."""
+        end = int(self.header["remote_offset"]) + 64 * int(self.header["remote_bucket_count"])
+        return -(-end // 4096) * 4096 + offset
 
     def touch(self, record: int) -> int:
         return int(self.header["touches_offset"]) + 8 * record

@@ -35,7 +35,7 @@ from pegashm.units import KIB
 
 from tests.arenas import Shape, make_arena, remove_arena
 
-__all__ = ["CacheMachine"]
+__all__ = ["AdaptiveCacheMachine", "CacheMachine"]
 
 KEY_COUNT = 60
 KEYS = [
@@ -102,11 +102,16 @@ def handles_of(entries: list[Entry]) -> np.ndarray:
 class CacheMachine(RuleBasedStateMachine):
     """The rules: what a client may call, in any order."""
 
+    eviction = "lru"
+
     def __init__(self) -> None:
         super().__init__()
         self.name = ""
         self.caches: list[Cache] = []
         self.fence = [0, 0]
+        self.reserve = (
+            False  # whether the reserve of the third namespace counts: it has not been left
+        )
         self.ready: dict[Place, Entry] = {}
         self.claimed: dict[Place, Entry] = {}
         self.clock = 0
@@ -122,7 +127,9 @@ class CacheMachine(RuleBasedStateMachine):
         """An arena in use: what is interesting begins when it is full."""
         self.name = make_arena(SHAPE)
         self.fence = list(fences)
+        self.reserve = 2 in fences
         self.caches = [Cache.attach(self.name, namespace=FENCES[fence]) for fence in fences]
+        self.caches[0].region.set_eviction(self.eviction)
         for client, first, size in stored:
             self.store_many(client, first, size)
 
@@ -138,7 +145,7 @@ class CacheMachine(RuleBasedStateMachine):
     def claim(self, client: int, picked: list[int], size: int) -> None:
         cache, fence = self.caches[client], self.fence[client]
         before = self.free_blocks(size)
-        kept = min(self.held_by(2), RESERVED_BYTES)
+        kept = self.kept_bytes()
         handles, outcomes = cache.claim([KEYS[index] for index in picked], size)
         taken = 0
         for index, handle, outcome in zip(picked, handles.tolist(), outcomes.tolist(), strict=True):
@@ -285,7 +292,7 @@ class CacheMachine(RuleBasedStateMachine):
             for (fence, _), entry in self.ready.items()
             if entry.stride == stride_of(size) and not entry.pinned and fence != 2
         ]
-        kept = min(self.held_by(2), RESERVED_BYTES)
+        kept = self.kept_bytes()
         evicted = self.caches[client].evict_lru(size, count)
         gone = self.forget_evicted()
         assert self.held_by(2) >= kept, "evicted below a namespace's reserve"
@@ -296,7 +303,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(client=clients, fence=fences)
     def enter(self, client: int, fence: int) -> None:
+        """Who was the last in a namespace takes its reserve along."""
         self.caches[client].enter(FENCES[fence])
+        if self.fence[client] == 2 and self.fence[1 - client] != 2:
+            self.reserve = False
+        self.reserve = self.reserve or fence == 2
         self.fence[client] = fence
 
     @rule(client=clients)
@@ -401,6 +412,10 @@ class CacheMachine(RuleBasedStateMachine):
         entries = (self.ready | self.claimed).items()
         return sum(entry.stride for (owner, _), entry in entries if owner == fence)
 
+    def kept_bytes(self) -> int:
+        """What others may not evict below."""
+        return min(self.held_by(2), RESERVED_BYTES) if self.reserve else 0
+
     def use(self, entry: Entry) -> None:
         self.clock += 1
         entry.used = self.clock
@@ -448,6 +463,8 @@ class CacheMachine(RuleBasedStateMachine):
         if any(entry.stride != stride_of(size) for entry in gone.values()):
             event("a segment changed its size")
             return
+        if self.eviction != "lru":
+            return  # what is due first is tested in test_adaptive.py
         stayed = [
             entry.used
             for (fence, _), entry in self.ready.items()
@@ -497,3 +514,9 @@ class CacheMachine(RuleBasedStateMachine):
             else:
                 expected = _native.PENDING if place in self.claimed else _native.MISSING
                 assert (expected, 0) == (outcome, handle)
+
+
+class AdaptiveCacheMachine(CacheMachine):
+    """The same, in an arena that evicts by what is due first."""
+
+    eviction = "adaptive"

@@ -7,7 +7,7 @@ import os
 import pytest
 from hypothesis import settings
 
-from tests.model.machine import CacheMachine
+from tests.model.machine import AdaptiveCacheMachine, CacheMachine
 
 # Without a failure seconds; finding the smallest example of one takes minutes.
 pytestmark = pytest.mark.timeout(900)
@@ -15,5 +15,9 @@ pytestmark = pytest.mark.timeout(900)
 EXAMPLES = int(os.environ.get("PEGASHM_MODEL_EXAMPLES", "60"))
 TestCacheModel = CacheMachine.TestCase
 TestCacheModel.settings = settings(
+    settings.get_profile("pegashm"), max_examples=EXAMPLES, stateful_step_count=40
+)
+TestAdaptiveCacheModel = AdaptiveCacheMachine.TestCase
+TestAdaptiveCacheModel.settings = settings(
     settings.get_profile("pegashm"), max_examples=EXAMPLES, stateful_step_count=40
 )

@@ -332,3 +332,24 @@ def test_other_hosts(arena_name: MakeArena) -> None:
     assert "\x1b" not in said
     assert "11 hints of what 2 other hosts hold" in said
     assert "other hosts" not in dump(arena_name(), expect=OK)
+
+
+def test_reuse_is_shown(arena_name: MakeArena) -> None:
+    """What requests asked for lately and what could have been hits; nothing where nothing is counted."""
+    name = arena_name(Shape(reuse_registers=1024))
+    with Cache.attach(name, namespace=FENCE) as cache:
+        for _ in range(4):
+            cache.count_asked(KEYS)
+        cache.count_served(2 * len(KEYS))
+        read = document(name, expect=OK)
+        printed = dump(name, expect=OK)
+    assert ["15 min", "1 h", "24 h"] == [window["window"] for window in read["reuse"]]
+    for window in read["reuse"]:
+        assert 4 * len(KEYS) == window["asked"]
+        assert window["ceiling"] == pytest.approx(0.75, abs=0.05)
+        assert 0.5 == window["hit_rate"]
+    assert "in the last" in printed
+    assert "50.0 %" in printed
+    bare = arena_name()
+    assert [] == document(bare, expect=OK)["reuse"]
+    assert "in the last" not in dump(bare, expect=OK)

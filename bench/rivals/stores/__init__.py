@@ -1,0 +1,1 @@
+"""The stores that are measured, one file each; `catalog.py` lists them."""
