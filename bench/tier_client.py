@@ -118,7 +118,7 @@ class Client:
             np.add(self.pattern, np.uint64(block), out=self.own[row])
         ours = np.flatnonzero(handles)
         self._copy(handles[ours], ours, into_arena=True)
-        self.cache.publish(handles[ours][::-1])
+        self.cache.publish(handles[ours])  # head first
         return len(ours)
 
     def hot_pass(self, keys: Sequence[bytes]) -> float | None:

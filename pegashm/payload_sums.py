@@ -208,11 +208,13 @@ def check(
     for block, (nbytes, count) in enumerate(
         zip(part_bytes.tolist(), part_counts.tolist(), strict=True)
     ):
-        if damaged[block]:
+        # Within a namespace all writers and readers share the same bytes: no writer leaves some of them out.
+        short = count != 0 and part is not None and part.end > count * nbytes
+        if damaged[block] or short:
             verdicts[block] = Verdict.MISMATCH
             damages.append(Damage(int(handles[block]), int(offsets[block]), -1, 0, 0))
             continue
-        if count == 0 or (part is not None and part.end > count * nbytes):
+        if count == 0:
             verdicts[block] = Verdict.NO_SUM
         for index in _parts_wanted(part, nbytes, count):
             if sums[block, index] == 0:

@@ -8,7 +8,8 @@ times the capacity. As in libCacheSim a use of a block in the window is not coun
 `WTinyLfuPlain` has one LRU list for its main cache and a filter that increments all its counters: what libCacheSim does
 with main_cache="LRU", block for block but for the hash. With its default, SLRU, it is up to 8 points away from ours in
 either direction (its minimal increments are none, and its victims are not those that its comments promise), so that the
-two are compared in this form; the table has the one of the paper.
+two are compared in this form; the table has the one of the paper. Its filter being overloaded, hashes matter: at 500
+blocks of `agents`, ours hit 49.5 to 51.5 % by the seed of the hash, theirs 52.1.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from bench.rivals.deaths import client_killed, server_killed, shared_bytes
 from bench.rivals.leg import Extent, copies, idle, lookups
 from bench.rivals.store import Servers
 from bench.rivals.tables import headline, tables
-from bench.rivals.workers import EndedError, SilentError, resident_bytes
+from bench.rivals.workers import EndedError, SilentError, resident_bytes, without_paths
 
 __all__ = ["measure"]
 
@@ -74,7 +74,7 @@ def tried(
     try:
         return [act(rival)]
     except (RuntimeError, AssertionError, OSError, EndedError, SilentError) as error:
-        notes.append(f"{title}, {what}, failed: {type(error).__name__} {error}")
+        notes.append(f"{title}, {what}, failed: {type(error).__name__} {without_paths(str(error))}")
         harness.progress(notes[-1])
         return []
 

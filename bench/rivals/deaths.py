@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.rivals.contenders import Contender
-from bench.rivals.workers import Client, EndedError, SilentError
+from bench.rivals.workers import Client, EndedError, SilentError, without_paths
 
 __all__ = ["NOT_ASKED", "client_killed", "server_killed", "shared_bytes"]
 
@@ -93,7 +93,12 @@ def restarted(contender: Contender, first: int) -> dict[str, Any]:
         client = contender.client()
         client.ask("prepare", block_bytes=BLOCK_BYTES)
     except (RuntimeError, EndedError, SilentError, SystemExit) as error:
-        return {"restart": {"error": str(error)[:300], "seconds": time.monotonic() - began}}
+        return {
+            "restart": {
+                "error": without_paths(str(error))[:300],
+                "seconds": time.monotonic() - began,
+            }
+        }
     seconds = time.monotonic() - began
     found = attempt(client, "get", BLOCKS, first=first) if contender.form.shared_names else NAMELESS
     return {"restart": {**found, "seconds_start": seconds}}
@@ -114,7 +119,9 @@ def attempt(client: Client, do: str, count: int, **command: Any) -> dict[str, An
             client.kill()
         return {"hangs": True, "seconds": time.monotonic() - began}
     except EndedError as error:
-        return {"ended": str(error)[:300], "seconds": time.monotonic() - began}
+        return {"ended": without_paths(str(error))[:300], "seconds": time.monotonic() - began}
+    if "error" in answer:
+        answer["error"] = without_paths(answer["error"])
     kept: dict[str, Any] = {
         key: answer[key] for key in ("error", "came", "right", "wrong") if key in answer
     }

@@ -32,6 +32,7 @@ PROBE = """
 #include "registry.hpp"
 #include "remote_table.hpp"
 #include "repair.hpp"
+#include "reuse.hpp"
 #include "spill.hpp"
 using namespace pegashm;
 extern "C" {
@@ -50,6 +51,7 @@ void probe_remote(RemoteTable& t, const uint64_t* h, const RemoteLabels& l) { t.
 void probe_reap(const View& v, uint32_t slot) { reap_client(v, slot); }
 void probe_register(const View& v, const NamespaceRequest& r) { register_namespace(v, r); }
 void probe_attach(const View& v, const ClientRequest& r) { attach_client(v, 1, r); enter_namespace(v, 1, 2); }
+void probe_reuse(const View& v, const Key* k, uint32_t n) { count_asked(v, k, n, 1); count_served(v, n, 1); }
 void probe_eviction(const View& v, Eviction e) { set_eviction(v, e); }
 void probe_format(const View& v) { format(v); set_ready(v.header()); }
 bool probe_mend(Mender& m, const Finding& f) { return m.mend(f); }

@@ -235,14 +235,15 @@ def test_each_writer_has_its_part(cache: Cache) -> None:
         assert [1] == [d.part for d in copyist.verify(handles, offsets, parts[1]).damages]
 
 
-def test_a_reader_beyond_the_last_part_has_nothing_to_compare_with(cache: Cache) -> None:
+def test_a_reader_beyond_the_last_part_is_refused(cache: Cache) -> None:
+    """No writer of its namespace leaves bytes out: the layout is damaged."""
     handles, _ = cache.claim([key(0)], NBYTES)
     offsets, _ = cache.locate(handles)
     Copyist(cache.arena).store_sums(handles, offsets, Part(index=0, count=1, nbytes=3000))
     cache.publish(handles)
     cache.pin(handles)
     for reader in (Part(index=1, count=2, nbytes=3000), Part(index=0, count=1, nbytes=3001)):
-        assert [Verdict.NO_SUM] == check(cache.region, handles, offsets, reader).verdicts.tolist()
+        assert [Verdict.MISMATCH] == check(cache.region, handles, offsets, reader).verdicts.tolist()
     inside = Part(index=0, count=3, nbytes=1000)
     assert check(cache.region, handles, offsets, inside).all_ok
 
