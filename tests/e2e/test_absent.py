@@ -55,8 +55,20 @@ def test_an_engine_without_its_arena_serves_and_attaches_when_it_appears(
     supervisor.stop()
     remove_arena(absent)
     start(Supervisor, absent, SIZE).ready()
+    until_it_says(
+        engine, "was purged", before
+    )  # until then it hits the old one, which it has mapped
     stored_and_found(engine, anew, correct[2])
-    assert "was purged" in engine.said()
+
+
+def until_it_says(engine: Engine, words: str, prompt: list[int]) -> None:
+    """It looks at its arena in its steps, every two seconds."""
+    for _ in range(20):
+        engine.ask(prompt)
+        if words in engine.said():
+            return
+        time.sleep(0.5)
+    raise engine.failure(f'did not say "{words}"')
 
 
 def stored_and_found(engine: Engine, prompt: list[int], correct: list[int]) -> None:
