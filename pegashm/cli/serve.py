@@ -1,20 +1,13 @@
-"""The `pegashm` command: what may be typed, where values come from, and how errors read.
+"""`pegashm serve`: every option of the supervisor, and how it becomes a ServeConfig.
 
-Each option is looked for on the command line, then in its PEGASHM_* variable, then in the TOML file of
---config, then there is a default. This file turns text into configs and exceptions into one clear line
-and an exit status; what the commands do is in `supervisor.py`, `status.py` and `creation.py`, imported
-only when needed so that --help is immediate.
+What the supervisor does is in `supervisor.py`, imported only when it is to run.
 """
 
-import functools
-import json
-import sys
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 
-from pegashm import __version__
+from pegashm.cli.common import CONTEXT, clear_errors, config_option, name_option, parsed
 from pegashm.config import (
     EVICTIONS,
     FABRICS,
@@ -24,113 +17,20 @@ from pegashm.config import (
     ServeConfig,
     SpillConfig,
     parse_numa,
-    read_file,
 )
-from pegashm.errors import ConfigError, PegaShmError
+from pegashm.errors import ConfigError
 from pegashm.units import parse_bytes
 
-__all__ = ["main"]
+__all__ = ["serve"]
 
-_CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _clear_errors(function: _Function) -> _Function:
-    """One line on standard error and the right exit status instead of a traceback."""
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except ConfigError as error:
-            raise _UsageFailure(str(error)) from error
-        except (PegaShmError, OSError) as error:
-            raise click.ClickException(str(error)) from error
-
-    return wrapper  # type: ignore[return-value]
-
-
-class _UsageFailure(click.ClickException):
-    exit_code = 2
-
-
-def _parsed(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
-    """An option type out of a function that raises ConfigError (which click would not print)."""
-
-    def convert(value: Any) -> Any:
-        try:
-            return parse(str(value))
-        except ConfigError as error:
-            raise click.BadParameter(str(error)) from error
-
-    return convert
-
-
-_SIZE: Final = _parsed(parse_bytes)
+_SIZE: Final = parsed(parse_bytes)
 _SPILL_DEFAULTS: Final = SpillConfig(paths=("/",), file_bytes=1 << 40)  # only for its other fields
-_NUMA: Final = _parsed(parse_numa)
+_NUMA: Final = parsed(parse_numa)
 
 
-def _load_file(ctx: click.Context, _: click.Parameter, path: str | None) -> str | None:
-    """Read the config file before other options are looked at, as their defaults."""
-    if path is not None:
-        known = {p.name for p in serve.params if p.name not in (None, "config")}
-        try:
-            options = read_file(path, {name for name in known if name is not None})
-        except ConfigError as error:
-            raise _UsageFailure(str(error)) from error
-        own = {parameter.name for parameter in ctx.command.params}
-        ctx.default_map = {key: value for key, value in options.items() if key in own}
-    return path
-
-
-_config_option = click.option(
-    "--config",
-    envvar="PEGASHM_CONFIG",
-    show_envvar=True,
-    metavar="FILE",
-    is_eager=True,
-    callback=_load_file,
-    expose_value=False,
-    help='TOML file with options of `serve` by their long names, such as  size = "64G".',
-)
-_name_option = click.option(
-    "--name",
-    envvar="PEGASHM_NAME",
-    show_envvar=True,
-    required=True,
-    metavar="NAME",
-    help="Name of the arena; engines set PEGASHM_ARENA to it.",
-)
-
-
-@click.group(context_settings=_CONTEXT)
-@click.version_option(__version__, prog_name="pegashm")
-def main() -> None:
-    """PegaShm: a KV cache for LLM engines in shared memory that outlives them all.
-
-    \b
-    Start an arena of 64 GiB, and let an engine on this host use it:
-      pegashm serve --name kv0 --size 64G
-      PEGASHM_ARENA=kv0 vllm serve MODEL --kv-transfer-config \\
-        '{"kv_connector": "PegaShmConnector", "kv_role": "kv_both",
-          "kv_connector_module_path": "pegashm.connector"}'
-
-    \b
-    Look at it, and give its memory back:
-      pegashm status --name kv0
-      pegashm dump --name kv0
-      pegashm fsck --name kv0
-      pegashm purge --name kv0 --yes
-
-    Exit status: 0 done, 1 failed, 2 wrong usage or configuration (`status`: see there).
-    """
-
-
-@main.command(context_settings=_CONTEXT)
-@_config_option
-@_name_option
+@click.command(context_settings=CONTEXT)
+@config_option
+@name_option
 @click.option(
     "--size",
     type=_SIZE,
@@ -371,7 +271,7 @@ def main() -> None:
     show_envvar=True,
     help="Log one JSON object a line.",
 )
-@_clear_errors
+@clear_errors
 def serve(
     name: str,
     size: int,
@@ -497,220 +397,3 @@ def _peers_config(
         return None
     split = tuple(part for member in members for part in member.split(",") if part)
     return PeersConfig(listen=listen, members=split, keys=keys, **options)
-
-
-@main.group(context_settings=_CONTEXT)
-def keys() -> None:
-    """Make and show the keys by which hosts know each other.
-
-    \b
-    On each host:
-      pegashm keys new /etc/pegashm/keys      make them, once; prints the public key
-      pegashm keys show /etc/pegashm/keys     print it again, and who is allowed
-    and list the public keys of the others in /etc/pegashm/keys/allowed, one a line.
-    """
-
-
-@keys.command(name="new", context_settings=_CONTEXT)
-@click.argument("folder", metavar="DIR")
-@_clear_errors
-def keys_new(folder: str) -> None:
-    """Make this host's keys in DIR; never overwrites any."""
-    from pegashm.peers.keys import make_keys
-
-    click.echo(make_keys(folder).public.decode())
-
-
-@keys.command(name="show", context_settings=_CONTEXT)
-@click.argument("folder", metavar="DIR")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@_clear_errors
-def keys_show(folder: str, as_json: bool) -> None:
-    """Print this host's public key and the hosts it allows. The secret is never printed."""
-    from pegashm.peers.keys import Keys
-
-    found = Keys.load(folder)
-    public = found.pair.public.decode()
-    allowed = [(entry.public.decode(), entry.hosts) for entry in found.allowed.entries]
-    if as_json:
-        click.echo(json.dumps({"public": public, "allowed": dict(allowed)}))
-        return
-    click.echo(public)
-    for key, hosts in allowed:
-        click.echo(f"allowed: {key} {' '.join(hosts)}".rstrip())
-    if not allowed:
-        click.echo(f"nobody is allowed: list public keys in {found.allowed.path}", err=True)
-
-
-@main.command(context_settings=_CONTEXT)
-@_config_option
-@click.option(
-    "--name",
-    envvar=["PEGASHM_NAME", "PEGASHM_ARENA"],
-    show_envvar=True,
-    required=True,
-    metavar="NAME",
-    help="Name of the arena; an engine's own variable will do.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@_clear_errors
-def peers(name: str, as_json: bool) -> None:
-    """Show the other hosts that an arena's transport worker knows, and how fetches from them go.
-
-    \b
-    Exit status: 0 the worker is at work, 1 it is not (what it said last is shown), 2 no such arena, or
-    it was started without --listen.
-    """
-    from pegashm.peers.report import read_peers
-
-    report = read_peers(name)
-    click.echo(json.dumps(report.as_dict()) if as_json else "\n".join(report.lines()))
-    sys.exit(report.exit_status)
-
-
-@main.command(context_settings=_CONTEXT)
-@_config_option
-@click.option(
-    "--name",
-    envvar=["PEGASHM_NAME", "PEGASHM_ARENA"],
-    show_envvar=True,
-    required=True,
-    metavar="NAME",
-    help="Name of the arena; an engine's own variable will do.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@_clear_errors
-def status(name: str, as_json: bool) -> None:
-    """Say whether an arena can be used.
-
-    \b
-    Exit status:
-      0  ready: at least one segment can be used, and a supervisor is alive
-      1  it exists, but is not ready or nobody supervises it
-      2  there is none, or it cannot be read
-
-    \b
-    Wait for it in a script:
-      until pegashm status --name kv0 >/dev/null; do sleep 0.2; done
-    """
-    from pegashm.status import read_status
-
-    report = read_status(name)
-    click.echo(json.dumps(report.as_dict()) if as_json else "\n".join(report.lines()))
-    sys.exit(report.exit_status)
-
-
-@main.command(context_settings=_CONTEXT)
-@_config_option
-@_name_option
-@click.option("--yes", is_flag=True, help="Really do it.")
-@click.option(
-    "--force",
-    is_flag=True,
-    help="Even under a living supervisor (which then ends) or clients (which keep what they mapped).",
-)
-@_clear_errors
-def purge(name: str, yes: bool, force: bool) -> None:
-    """Remove an arena and everything cached in it. Nothing else ever does.
-
-    \b
-    Example:
-      pegashm purge --name kv0 --yes
-    """
-    if not yes:
-        raise ConfigError(f'add --yes to remove arena "{name}" and everything cached in it')
-    from pegashm.creation import purge as purge_arena
-
-    removed = purge_arena(name, force=force)
-    if not removed:
-        click.echo(f'there is no arena "{name}": nothing to remove', err=True)
-    for path in removed:
-        click.echo(f"removed {path}")
-
-
-@main.command(context_settings=_CONTEXT)
-@_config_option
-@click.option(
-    "--name",
-    envvar=["PEGASHM_NAME", "PEGASHM_ARENA"],
-    show_envvar=True,
-    metavar="NAME",
-    help="Name of the arena; an engine's own variable will do.",
-)
-@click.option("--spill", metavar="PATH", help="Check this spill file instead of an arena.")
-@click.option(
-    "--payloads", is_flag=True, help="With --spill: read every block and compare its checksum."
-)
-@click.option("--repair", is_flag=True, help="Put right what can be put right now.")
-@click.option(
-    "--live",
-    is_flag=True,
-    help="Judge it as one in use even when nobody is attached. Somebody attached is noticed anyway.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@_clear_errors
-def fsck(
-    name: str | None,
-    spill: str | None,
-    payloads: bool,
-    repair: bool,
-    live: bool,
-    as_json: bool,
-) -> None:
-    """Check that an arena keeps every promise of its format, and account for each block.
-
-    \b
-    Examples:
-      pegashm fsck --name kv0             look, write nothing
-      pegashm fsck --name kv0 --repair    look, and put right what does not hold
-      pegashm fsck --name kv0 --json | jq .counts
-      pegashm fsck --spill /nvme/kv0.spill              read its headers
-      pegashm fsck --spill /nvme/kv0.spill --payloads   and every block
-
-    Works while engines use the arena, after all have left it, without a supervisor, and on damaged
-    memory. Findings are of three kinds: damage (bytes that nobody of ours writes: bad memory, a stray
-    writer), debris (what a killed process left, until somebody reaps it) and drift (a hint that is
-    off, which costs little and is judged only when nobody is attached). Beside living engines only
-    what stands through several looks is reported.
-
-    A spill file is checked with --spill, in use or not; it is only read.
-
-    A repair is safe beside them too. It frees what dead clients held, once the kernel proves them dead,
-    and evicts what cannot be believed: it costs hits, never a wrong byte. What a living engine might
-    still be writing to waits until nobody is attached. The invariants, I1 and so on, are explained in
-    FORMAT.md.
-
-    \b
-    Exit status:
-      0  clean, or clean after --repair
-      1  findings remain; the last lines say what to type
-      2  it cannot be checked: missing, not ready, or its header cannot be read
-    """
-    from pegashm.fsck_command import run, run_spill
-
-    if spill is not None:
-        if repair:
-            raise ConfigError(
-                "--repair and --spill contradict each other: a spill file needs no repair, since what does "
-                "not check is never used and is overwritten in its turn"
-            )
-        sys.exit(run_spill(spill, payloads=payloads, as_json=as_json))
-    if name is None or payloads:
-        raise ConfigError(
-            "give --spill PATH with --payloads"
-            if payloads
-            else "give --name NAME of an arena (or set PEGASHM_ARENA), or --spill PATH of a spill file"
-        )
-    sys.exit(run(name, with_repair=repair, live=live or None, as_json=as_json))
-
-
-@main.command(
-    context_settings={"ignore_unknown_options": True, "help_option_names": []},
-    add_help_option=False,
-)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def dump(arguments: tuple[str, ...]) -> None:
-    """Print what is inside an arena: the same as `pegashm-dump`."""
-    from pegashm.tools.dump import main as dump_main
-
-    dump_main(list(arguments), prog_name="pegashm dump")
