@@ -229,6 +229,11 @@ class Region:
         heard_at_ns. Labels, but for `usable`."""
     def tally(self) -> dict[str, int]:
         """Records by state: free, claimed, ready, evicting, damaged; and `record_count`, `capacity`."""
+    def survey(self, *, pins_max: int = 65536) -> dict[str, Any]:
+        """All that one pass over the records can count, without the GIL: tally (records by state; damaged: no state at
+        all), capacity, pinned, pinned_bytes, damaged (marked), summed, oldest_ready_ns; segments, parts (of a segment by
+        namespace), clients (by slot), namespaces (by slot, the last of those that are no more) and pins (of the first
+        `pins_max` pinned blocks) as arrays of SURVEY_*_FIELDS."""
     def counters(self) -> list[dict[str, Any]]:
         """Counters: key, type ("counter" | "gauge"), label, value."""
     def reuse(self, seconds: int, *, at_s: int = 0) -> dict[str, Any]:
@@ -288,6 +293,19 @@ class Client:
         handles, and when each was used (for evict_untouched)."""
     def evict_untouched(self, handles: Handles, touches: NDArray[np.uint64]) -> Outcomes:
         """Drop our pins on what oldest() gave and evict what was not used since: OK | PINNED | QUOTA | MISSING."""
+
+# What Region.survey counts by; see `_core/survey.hpp`.
+SURVEY_SEGMENT_FIELDS: Final[
+    np.dtype[Any]
+]  # stride_bytes, capacity, state (0 unassigned, 1 assigned, 2 changing)
+SURVEY_PART_FIELDS: Final[
+    np.dtype[Any]
+]  # segment, namespace_id (0: others), claimed, ready, evicting, pinned, bytes
+SURVEY_CLIENT_FIELDS: Final[
+    np.dtype[Any]
+]  # pinned, pinned_bytes, claims, claimed_bytes, oldest_claim_ns, evicting
+SURVEY_NAMESPACE_FIELDS: Final[np.dtype[Any]]  # claimed, ready, evicting, pinned, bytes
+SURVEY_PIN_FIELDS: Final[np.dtype[Any]]  # handle, pins (two words, a bit a client slot)
 
 SPILL_FIELDS: Final[np.dtype[Any]]
 """A block on SSD: key (32 bytes, zero padded), key_bytes u1, group u2, namespace_id u4, file u1, file_offset u8,

@@ -272,6 +272,41 @@ cdef extern from "reuse.hpp" namespace "pegashm" nogil:
     void c_count_served "pegashm::count_served"(const View&, uint64_t, uint32_t)
     void read_reuse(const View&, uint32_t, uint32_t, ReuseWindow&)
 
+cdef extern from "survey.hpp" namespace "pegashm" nogil:
+    enum: survey_parts_max
+
+    cdef struct SurveyPart:
+        uint32_t segment
+    cdef struct SurveySegment:
+        uint32_t state
+    cdef struct SurveyPin:
+        uint64_t handle
+    cdef struct SurveyClient:
+        uint64_t pinned
+    cdef struct SurveyNamespace:
+        uint64_t ready
+
+    cdef struct Survey:
+        uint64_t tally[5]
+        uint64_t capacity
+        uint64_t pinned
+        uint64_t pinned_bytes
+        uint64_t damaged
+        uint64_t summed
+        uint64_t oldest_ready_ns
+        uint32_t part_count
+        uint32_t pin_count
+        SurveyClient clients[128]
+        SurveyNamespace namespaces[257]
+
+    cdef struct SurveyRoom:
+        SurveySegment* segments
+        SurveyPart* parts
+        SurveyPin* pins
+        uint32_t pins_max
+
+    void survey_region(const View&, const SurveyRoom&, Survey&)
+
 cdef extern from "spill.hpp" namespace "pegashm" nogil:
     cdef struct Spilled:
         Key key
@@ -524,6 +559,22 @@ cdef packed struct SpillRow:
     uint64_t sum_layout
     uint64_t published_at_ns
     uint64_t sequence
+
+
+# What a survey counts: see `_core/survey.hpp`, whose structs these are.
+SURVEY_SEGMENT_FIELDS = np.dtype([("stride_bytes", "u8"), ("capacity", "u4"), ("state", "u4")])
+SURVEY_PART_FIELDS = np.dtype([
+    ("segment", "u4"), ("namespace_id", "u4"), ("claimed", "u4"), ("ready", "u4"), ("evicting", "u4"),
+    ("pinned", "u4"), ("bytes", "u8"),
+])
+SURVEY_CLIENT_FIELDS = np.dtype([
+    ("pinned", "u8"), ("pinned_bytes", "u8"), ("claims", "u8"), ("claimed_bytes", "u8"),
+    ("oldest_claim_ns", "u8"), ("evicting", "u8"),
+])
+SURVEY_NAMESPACE_FIELDS = np.dtype([
+    ("claimed", "u8"), ("ready", "u8"), ("evicting", "u8"), ("pinned", "u8"), ("bytes", "u8"),
+])
+SURVEY_PIN_FIELDS = np.dtype([("handle", "u8"), ("pins", "u8", 2)])
 
 
 # -- arguments ---------------------------------------------------------------------------------------
@@ -1213,6 +1264,46 @@ cdef class Region:
                 capacity += segment_capacity(view.geometry, index, segment_stride(state))
         return {"free": tallies[0], "claimed": tallies[1], "ready": tallies[2], "evicting": tallies[3],
                 "damaged": tallies[4], "record_count": view.geometry.record_count, "capacity": capacity}
+
+    def survey(self, *, uint32_t pins_max=65536):
+        cdef View* view = self.mapped()
+        cdef uint32_t count = view.geometry.segment_count
+        cdef Survey out
+        cdef SurveyRoom room
+        cdef object keep = _MappingUser(self)
+        segments = np.zeros(count, dtype=SURVEY_SEGMENT_FIELDS)
+        parts = np.zeros(count * survey_parts_max, dtype=SURVEY_PART_FIELDS)
+        pins = np.zeros(pins_max + 1, dtype=SURVEY_PIN_FIELDS)
+        clients = np.zeros(client_count, dtype=SURVEY_CLIENT_FIELDS)
+        namespaces = np.zeros(namespace_count + 1, dtype=SURVEY_NAMESPACE_FIELDS)
+        cdef uint8_t[::1] segments_ = segments.view(np.uint8)
+        cdef uint8_t[::1] parts_ = parts.view(np.uint8)
+        cdef uint8_t[::1] pins_ = pins.view(np.uint8)
+        cdef uint8_t[::1] clients_ = clients.view(np.uint8)
+        cdef uint8_t[::1] namespaces_ = namespaces.view(np.uint8)
+        room.segments = <SurveySegment*>&segments_[0]
+        room.parts = <SurveyPart*>&parts_[0]
+        room.pins = <SurveyPin*>&pins_[0]
+        room.pins_max = pins_max
+        with nogil:
+            survey_region(view[0], room, out)
+        memcpy(&clients_[0], out.clients, sizeof(out.clients))
+        memcpy(&namespaces_[0], out.namespaces, sizeof(out.namespaces))
+        return {
+            "tally": {"free": out.tally[0], "claimed": out.tally[1], "ready": out.tally[2],
+                      "evicting": out.tally[3], "damaged": out.tally[4]},
+            "capacity": out.capacity,
+            "pinned": out.pinned,
+            "pinned_bytes": out.pinned_bytes,
+            "damaged": out.damaged,
+            "summed": out.summed,
+            "oldest_ready_ns": out.oldest_ready_ns,
+            "segments": segments,
+            "parts": parts[:out.part_count].copy(),
+            "clients": clients,
+            "namespaces": namespaces,
+            "pins": pins[:out.pin_count].copy(),
+        }
 
     def counters(self):
         cdef View* view = self.mapped()

@@ -13,12 +13,12 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pegashm.arena import open_arena
+from pegashm.arena import Arena, open_arena
 from pegashm.errors import ConfigError, PegaShmError
 from pegashm.names import runtime_directory
 from pegashm.transport.client import worker_alive
 
-__all__ = ["PEERS_FILE", "PeersReport", "read_peers"]
+__all__ = ["PEERS_FILE", "PeersReport", "peers_of", "read_peers"]
 
 PEERS_FILE: Final = "peers.json"
 _OLD_SECONDS: Final = 10.0
@@ -106,21 +106,34 @@ def read_peers(name: str) -> PeersReport:
     """ConfigError when there is no such arena, or its worker has nothing to do with other hosts."""
     try:
         with open_arena(name, writable=False, map_payload=False) as arena:
-            header = arena.region.header
-            hints = {int(host["number"]): host for host in arena.region.remote_hosts()}
-            alive = worker_alive(arena)
+            return _report(arena)
     except PegaShmError as error:
         raise ConfigError(str(error)) from error
-    path = header["transport_path"]
-    text = path if isinstance(path, str) else os.fsdecode(path)
-    folder = os.path.dirname(text) or runtime_directory(name)
-    try:
-        with open(os.path.join(folder, PEERS_FILE), encoding="utf-8") as file:
-            said = json.load(file)
-        age = max(0.0, (time.time_ns() - int(said["written_at_ns"])) / 1e9)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f'arena "{name}" knows no other hosts ({error}): start it with `pegashm serve --listen HOST:PORT --peers '
             "...`, or look again in a few seconds"
         ) from error
-    return PeersReport(name, alive, age, said, hints)
+
+
+def peers_of(arena: Arena) -> PeersReport | None:
+    """The same of an arena that is open already; None when the worker has said nothing (yet)."""
+    try:
+        return _report(arena)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _report(arena: Arena) -> PeersReport:
+    path = arena.region.header["transport_path"]
+    text = path if isinstance(path, str) else os.fsdecode(path)
+    folder = os.path.dirname(text) or runtime_directory(arena.name)
+    with open(os.path.join(folder, PEERS_FILE), encoding="utf-8") as file:
+        said = json.load(file)
+    return PeersReport(
+        arena.name,
+        worker_alive(arena),
+        max(0.0, (time.time_ns() - int(said["written_at_ns"])) / 1e9),
+        said,
+        {int(host["number"]): host for host in arena.region.remote_hosts()},
+    )
