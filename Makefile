@@ -19,7 +19,7 @@ BENCH ?=
 BENCH_ARGS ?=
 export PYTHON
 
-.PHONY: help demo test test-crash test-rdma bench lint format clean
+.PHONY: help demo test test-crash test-rdma bench screenshots lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -49,6 +49,10 @@ bench: ## measure everything beside its rivals; tables, plots and docs/performan
 	@$(python) -m pip install -qq --disable-pip-version-check -r bench/requirements.txt
 	@$(python) -m bench.rivals.install || echo "Rivals that could not be installed are left out."
 	@$(python) -m bench.record $(BENCH_ARGS) $(BENCH); status=$$?; $(python) -m bench.page && exit $$status
+
+screenshots: ## take the pictures of the status page for docs/figures again (Chromium, 10 min of traffic)
+	@bash tools/setup/environment.sh test
+	@$(python) -m tests.page.screenshots
 
 lint: ## check style, types and the core's warnings
 	@bash tools/setup/environment.sh test lint
