@@ -35,16 +35,18 @@ _NICER = 5
 )
 @clear_errors
 def exporter(name: str, http_listen: str, survey_seconds: float) -> None:
-    """Serve an arena's metrics and health over HTTP, until SIGTERM.
+    """Serve an arena's metrics, health and status page over HTTP, until SIGTERM.
 
     It maps the control region read-only and is on no path of any engine: it may be killed, stopped or absent.
     It needs no arena to start, and goes on when that is purged and created anew.
 
     \b
+      /         the status page, for a browser: works offline, light and dark, on a phone
       /metrics  for Prometheus (text or OpenMetrics)
       /health   JSON: ok, degraded or down, and why; 503 when engines cannot use the arena
       /ready    200 when they can, else 503
       /live     200 as long as the exporter lives
+      /api/state, /api/history?span=900   the status page's figures as JSON
 
     \b
     Examples:

@@ -1,7 +1,8 @@
 """What is served at which path? The table of routes, and the exporter that their functions ask.
 
 `Exporter` is what one process of `pegashm exporter` has: a reader, a registry, a server. A route is a function of it and the
-request: whoever adds a page adds a line to ROUTES. A path that ends in "/" (but "/" itself) answers for all below it.
+request: whoever adds one adds a line to ROUTES; the status page (`page/`) brings its own. A path that ends in "/" (but "/"
+itself) answers for all below it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from pegashm.exporter.judging import judge
 from pegashm.exporter.metrics import ArenaCollector, render
+from pegashm.exporter.page import SAMPLE_SECONDS, Page
 from pegashm.exporter.reading import Reader
 from pegashm.exporter.server import Answer, Handler, Request, Server, json_answer, text_answer
 from pegashm.peers.addresses import Address
@@ -25,13 +27,22 @@ __all__ = ["ROUTES", "Exporter"]
 class Exporter:
     """One arena, watched and served. Nothing runs before `start`."""
 
-    def __init__(self, name: str, listen: Address, *, survey_seconds: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        listen: Address,
+        *,
+        survey_seconds: float,
+        sample_seconds: float = SAMPLE_SECONDS,
+    ) -> None:
         self.reader = Reader(name, survey_seconds=survey_seconds)
         self.started_at_ns = time.time_ns()
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(ArenaCollector(self.reader.read))
+        self.page = Page(self.reader, sample_seconds=sample_seconds)
         routes: Mapping[str, Handler] = {
-            path: functools.partial(answer, self) for path, answer in ROUTES.items()
+            **{path: functools.partial(answer, self) for path, answer in ROUTES.items()},
+            **self.page.routes(),
         }
         self._server = Server(listen, routes, self._tick)
 
@@ -49,6 +60,7 @@ class Exporter:
 
     def _tick(self) -> None:
         self.reader.let_go()
+        self.page.tick()
 
 
 def _metrics(exporter: Exporter, request: Request) -> Answer:

@@ -66,7 +66,8 @@ class Browser:
     def text(self, identifier: str) -> str:
         """The text of an element as a person sees it, "" when it is hidden."""
         shown: str = self.js(
-            "document.getElementById(arguments[0])?.innerText?.trim() ?? ''", identifier
+            "((node) => node?.checkVisibility() ? node.innerText.trim() : '')(document.getElementById(arguments[0]))",
+            identifier,
         )
         return shown
 

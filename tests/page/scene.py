@@ -21,10 +21,11 @@ from pegashm.units import KIB
 
 from tests.arenas import Shape, temporary_arena
 
-__all__ = ["HOSTILE", "QUIET", "SHAPE", "exporting", "filled", "keys", "publish"]
+__all__ = ["HOSTILE", "QUIET", "ROOMY", "SHAPE", "exporting", "filled", "keys", "publish"]
 
 HOSTILE = '<script>owned=1</script><img src=x onerror="owned=1">&amp;\x1b[31m'
 QUIET = namespace_of({"model": "page"}, label="Qwen3-8B bf16", maximum_bytes=128 * KIB)
+ROOMY = namespace_of({"model": "roomy"}, label="roomy")
 SHAPE = Shape(
     segments_per_arena=(12,),
     segments_ready=11,
@@ -82,7 +83,8 @@ def _list_spilled(arena: Arena, namespace_id: int) -> None:
 @contextlib.contextmanager
 def exporting(name: str, port: int = 0) -> Iterator[str]:
     """The address of an exporter in this process."""
-    exporter = Exporter(name, Address("127.0.0.1", port), survey_seconds=0.1)
+    address = Address("127.0.0.1", port)
+    exporter = Exporter(name, address, survey_seconds=0.1, sample_seconds=0.5)
     exporter.start()
     try:
         yield f"http://{exporter.address}/"

@@ -13,7 +13,7 @@ from pegashm.reaper import reap_dead_clients
 from pegashm.units import KIB
 
 from tests.arenas import Shape, make_arena, remove_arena
-from tests.page.scene import QUIET, keys
+from tests.page.scene import QUIET, ROOMY, keys
 from tests.tools.scenes import client_process
 
 
@@ -80,7 +80,7 @@ def test_trouble_grows_and_begins_anew(arena_name: Callable[..., str]) -> None:
     """Stores that found no room: one event while it goes on, another when it comes back later."""
     name = arena_name(Shape(segments_per_arena=(1,)))
     watch = Watch(name)
-    with Cache.attach(name, namespace=QUIET) as cache:
+    with Cache.attach(name, namespace=ROOMY) as cache:
         cache.claim(keys(1, 16), 4 * KIB)
         watch.look()
         cache.claim(keys(101, 3), 4 * KIB)

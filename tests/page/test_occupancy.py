@@ -9,7 +9,7 @@ from pegashm.exporter.reading import Reader
 from pegashm.units import KIB
 
 from tests.arenas import Shape, temporary_arena
-from tests.page.scene import QUIET, keys, publish
+from tests.page.scene import ROOMY, keys, publish
 
 
 def test_cells_of_a_small_pool(scene: tuple[Arena, Cache]) -> None:
@@ -34,7 +34,7 @@ def test_cells_of_a_small_pool(scene: tuple[Arena, Cache]) -> None:
 
 def test_many_segments_share_cells() -> None:
     shape = Shape(segments_per_arena=(CELLS_MAX + 1,))
-    with temporary_arena(shape) as arena, Cache.attach(arena.name, namespace=QUIET) as cache:
+    with temporary_arena(shape) as arena, Cache.attach(arena.name, namespace=ROOMY) as cache:
         publish(cache, keys(1, 100), 4 * KIB)
         publish(cache, keys(201, 9), 64 * KIB)
         reading = Reader(arena.name).read()

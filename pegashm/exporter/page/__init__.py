@@ -6,6 +6,7 @@ nothing from elsewhere. `state.py` says what is now (api/state), `occupancy.py` 
 Reads through the exporter's `Reader` only, keeps a bounded amount of memory, and writes nothing anywhere.
 """
 
+from pegashm.exporter.page.history import SAMPLE_SECONDS
 from pegashm.exporter.page.page import Page
 
-__all__ = ["Page"]
+__all__ = ["SAMPLE_SECONDS", "Page"]

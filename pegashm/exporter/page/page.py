@@ -25,7 +25,7 @@ from pegashm.exporter.server import Answer, Handler, Request, json_answer, text_
 
 __all__ = ["Page"]
 
-_KEPT_SECONDS: Final = 1.0
+_KEPT_SECONDS: Final = 0.9
 _RATE_SECONDS: Final = 60.0
 _MISS_SECONDS: Final = 900.0
 
@@ -34,7 +34,7 @@ class Page:
     """The status page of the arena that `reader` reads."""
 
     def __init__(self, reader: Reader, *, sample_seconds: float = SAMPLE_SECONDS) -> None:
-        """`sample_seconds`: shorter for tests only; the plots' time axis is of the default."""
+        """`sample_seconds`: another for tests only; the spans of the plots are counted with the default."""
         self._reader = reader
         self._sample_seconds = sample_seconds
         self._started_at = time.time()
@@ -57,6 +57,8 @@ class Page:
         # On the beat, unless we were stopped for longer than one.
         self._sample_at = max(self._sample_at + self._sample_seconds, now)
         reading = self._reader.read()
+        if self._before is not None and reading is self._before[0]:
+            return  # as fresh as it gets
         health = judge(reading)
         before, self._before = self._before, (reading, health)
         self._noticed.compare(reading.taken_at_ns / 1e9, before, self._before)

@@ -13,7 +13,6 @@ import { ask, keepAsking } from "./poll.js";
 import { clock, count, duration, percent } from "./units.js";
 
 const PANELS = [showHead, showTiles, showTiers, showArena, showReuse, showMap, showNamespaces, showClients, showMisses, showPeers, showEvents, showJournal];
-const EVERY_MS = 5000;
 
 const history = keepHistory();
 const plots = [
@@ -96,7 +95,7 @@ function found() {
 }
 
 startMap();
-const askNow = keepAsking(refresh, { every: () => EVERY_MS, lost, found });
+const askNow = keepAsking(refresh, { every: () => reading.exporter.sample_seconds * 1000, lost, found });
 setInterval(fresh, 1000);
 for (const button of document.querySelectorAll("[data-span]")) {
   button.addEventListener("click", () => {

@@ -9,8 +9,8 @@ import { byId, el, say, show, table } from "./dom.js";
 import { bytes, exact } from "./units.js";
 
 const GAP = 2;
-const HEIGHT = 196;
-const LARGEST = 46;
+const HEIGHT = 232;
+const LARGEST = 64;
 const SMALLEST = 7;
 const STATES = { unassigned: "no block size yet", assigned: "in use", changing: "changing its block size", absent: "not populated yet", damaged: "damaged" };
 

@@ -261,10 +261,9 @@ export function showClients({ clients, namespaces, arena, at }) {
     { name: "Client", text: (row) => row.label || `slot ${row.slot}`, title: (row) => `slot ${row.slot}, ${row.mode}, ${labels.get(row.namespace_id) || "no namespace"}` },
     { name: "State", text: (row) => clientState(row)[1], node: (row) => el("span", { class: "tag", "data-state": clientState(row)[0] }, clientState(row)[1]) },
     { name: "Process", text: (row) => String(row.pid), numeric: true },
-    { name: "Pins", text: (row) => exact(row.pinned), numeric: true },
-    { name: "Pinned", text: (row) => (row.pinned ? bytes(row.pinned_bytes) : "–"), numeric: true },
+    { name: "Pins", text: (row) => exact(row.pinned), title: (row) => bytes(row.pinned_bytes), numeric: true },
     { name: "Oldest pin", text: (row) => (row.pinned ? duration(row.oldest_pin_seconds) : "–"), numeric: true },
-    { name: "Claims", text: (row) => exact(row.claims), numeric: true },
+    { name: "Claims", text: (row) => exact(row.claims), title: (row) => bytes(row.claimed_bytes), numeric: true },
     { name: "Attached", text: (row) => ago(row.attached_at, at), title: (row) => moment(row.attached_at), numeric: true },
   ];
   table("clients-table", columns, clients, (row) => `${row.slot} ${row.incarnation}`, {
@@ -336,7 +335,7 @@ export function showJournal({ journal, namespaces, arena, at }) {
     { name: "Seen", text: (row) => ago(row.seen_at, at), numeric: true },
   ];
   say("journal-hint", journal.length ? `event ${exact(journal[0].sequence)} is the newest` : "");
-  table("journal-table", columns, journal.slice(0, 12), (row) => row.sequence, {
+  table("journal-table", columns, journal.slice(0, 10), (row) => row.sequence, {
     emptyId: "journal-empty",
     empty: arena ? "No block was published or evicted yet." : "No arena.",
   });

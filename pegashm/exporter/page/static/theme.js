@@ -7,7 +7,7 @@
 (() => {
   const STORED = "pegashm-theme";
   const CHOICES = ["system", "light", "dark"];
-  const NAMES = { system: "Auto", light: "Light", dark: "Dark" };
+  const NAMES = { system: "auto", light: "light", dark: "dark" };
   const root = document.documentElement;
   let choice = "system";
   try {
@@ -22,8 +22,7 @@
     else root.setAttribute("data-theme", choice);
     const button = document.getElementById("theme");
     if (button) {
-      button.textContent = NAMES[choice];
-      button.setAttribute("aria-label", `Theme: ${NAMES[choice]}. Change it`);
+      button.textContent = `Theme: ${NAMES[choice]}`;
     }
     document.dispatchEvent(new Event("themechange"));
   }
