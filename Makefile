@@ -19,7 +19,7 @@ BENCH ?=
 BENCH_ARGS ?=
 export PYTHON
 
-.PHONY: help demo test test-crash test-rdma bench screenshots lint format clean
+.PHONY: help demo test test-crash test-rdma bench docs screenshots lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -50,6 +50,9 @@ bench: ## measure everything beside its rivals; tables, plots and docs/performan
 	@$(python) -m bench.rivals.install || echo "Rivals that could not be installed are left out."
 	@$(python) -m bench.record $(BENCH_ARGS) $(BENCH); status=$$?; $(python) -m bench.page && exit $$status
 
+docs: ## build the documentation into .cache/site, for a browser without a network; broken links fail
+	@bash tools/docs/build.sh
+
 screenshots: ## take the pictures of the status page for docs/figures again (Chromium, 10 min of traffic)
 	@bash tools/setup/environment.sh test
 	@$(python) -m tests.page.screenshots
@@ -63,6 +66,7 @@ lint: ## check style, types and the core's warnings
 	  && ln -s $(CURDIR)/connector $(CURDIR)/tools $(typed)/pegashm/
 	cd $(typed) && $(CURDIR)/$(python) -m mypy --config-file $(CURDIR)/pyproject.toml -p pegashm
 	cd tools/demo && $(CURDIR)/$(python) -m mypy --strict --explicit-package-bases --cache-dir ../../.mypy_cache *.py
+	$(python) -m mypy tools/docs/hooks.py tools/docs/reference.py
 	$(python) -m pytest -q tests/core tests/packaging
 
 format: ## rewrite the sources in house style

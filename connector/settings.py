@@ -8,7 +8,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pegashm.cache import Mode
 from pegashm.errors import ConfigError
@@ -16,7 +16,7 @@ from pegashm.names import check_name
 from pegashm.payload_sums import Checksums, checksums_of
 from pegashm.units import parse_bytes
 
-__all__ = ["SPILL_DEADLINE_MS", "Settings", "settings_of"]
+__all__ = ["ENVIRONMENT", "OURS", "SPILL_DEADLINE_MS", "VLLM", "Key", "Settings", "settings_of"]
 
 SPILL_DEADLINE_MS: Final = 1000
 _SPILL_DEADLINE_MS_MAX: Final = 60_000
@@ -25,28 +25,71 @@ _MODES: Final = {
     "save-only": Mode.SAVE_ONLY,
     "load-only": Mode.LOAD_ONLY,
 }
-_OURS: Final = frozenset(
-    {
-        "mode",
-        "weights_version",
-        "reserved_bytes",
-        "maximum_bytes",
-        "copy_threads",
-        "checksums",
-        "spill_deadline_ms",
-    }
-)
-_VLLM: Final = frozenset(
-    {
-        "spec_name",
-        "spec_module_path",
-        "block_size",
-        "blocks_per_chunk",
-        "canonical_layout",
-        "offload_prompt_only",
-        "self_describing_kv_events",
-    }
-)
+
+
+class Key(NamedTuple):
+    """A key or variable that an operator may set: what it is when nothing is said, and what it is for."""
+
+    default: str
+    meaning: str
+
+
+# docs/configuration.md is made from these three: `python -m tools.docs.reference`.
+OURS: Final[Mapping[str, Key]] = {
+    "mode": Key(
+        "read-write",
+        "`read-write`; `save-only`: store, never look anything up (an engine that only prefills); `load-only`: "
+        "look up, never store",
+    ),
+    "weights_version": Key(
+        "digest of the weights",
+        "Any text, in place of the digest by which engines with other weights are kept apart. Engines share blocks only "
+        "when it is the same",
+    ),
+    "reserved_bytes": Key(
+        "0",
+        'Bytes or a size such as `"4G"`: below this, blocks of this engine\'s namespace are not evicted for others',
+    ),
+    "maximum_bytes": Key(
+        "0: no limit",
+        "Bytes or a size: a store beyond this evicts blocks of the namespace itself",
+    ),
+    "copy_threads": Key(
+        "1",
+        "1 to 64 threads of each worker that copy (CPU engines) and hash (with `checksums`)",
+    ),
+    "checksums": Key(
+        "off",
+        "`off`; `on`: store checksums, and verify blocks that have them before they are used; `required`: a block "
+        "without is a miss as well",
+    ),
+    "spill_deadline_ms": Key(
+        str(SPILL_DEADLINE_MS),
+        "How long a request waits for its blocks on SSD and other hosts before they are computed; 0: it does not "
+        "wait; at most 60000",
+    ),
+}
+VLLM: Final[Mapping[str, Key]] = {
+    "block_size": Key(
+        "vLLM's block",
+        "Tokens of a chunk, the unit that is stored and found; a multiple of vLLM's block size. Larger: fewer, longer "
+        "copies and coarser hits",
+    ),
+    "blocks_per_chunk": Key("1", "The same in vLLM's blocks; give one of the two"),
+    "offload_prompt_only": Key("true", "Store blocks of prompts only, not of what is generated"),
+    "self_describing_kv_events": Key("false", "KV events that carry what a router needs to hash"),
+    "canonical_layout": Key("false", "Not supported yet: an error when it is true"),
+    "spec_name": Key("filled in", "Set by PegaShmConnector"),
+    "spec_module_path": Key("filled in", "Set by PegaShmConnector"),
+}
+ENVIRONMENT: Final[Mapping[str, Key]] = {
+    "PEGASHM_ARENA": Key("none: an error", "Name of the arena, as given to `pegashm serve --name`"),
+    "PEGASHM_REQUIRED": Key(
+        "0",
+        "1: an engine without its arena does not start. Else it starts, says why once, and attaches when it can",
+    ),
+    "PEGASHM_CHECKSUMS": Key("off", "`checksums`, where the extra config does not say it"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +131,13 @@ class Settings:
 def settings_of(extra: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Settings:
     """Settings from vLLM's extra config; ConfigError names the key, the value and what would do."""
     environment = os.environ if environment is None else environment
-    unknown = sorted(set(extra) - _OURS - _VLLM)
+    unknown = sorted(set(extra) - set(OURS) - set(VLLM))
     if unknown:
-        close = difflib.get_close_matches(unknown[0], _OURS | _VLLM, n=1)
+        close = difflib.get_close_matches(unknown[0], [*OURS, *VLLM], n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
-            f"kv_connector_extra_config has unknown keys {unknown}: PegaShm knows {sorted(_OURS)}, "
-            f"vLLM's offloading {sorted(_VLLM)}.{hint}"
+            f"kv_connector_extra_config has unknown keys {unknown}: PegaShm knows {sorted(OURS)}, "
+            f"vLLM's offloading {sorted(VLLM)}.{hint}"
         )
     mode = extra.get("mode", "read-write")
     if mode not in _MODES:
