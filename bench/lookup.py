@@ -1,10 +1,12 @@
-"""What does it cost to ask for 1,000 keys at once, among ten thousand, a hundred thousand and a million blocks?
+"""What does it cost to ask for 1,000 keys at once, among ten thousand to ten million blocks?
 
 Through `Client.find` on a real region, by one process and by two at the same time, each in turn with hits and
 misses, cold (caches overwritten, other keys each time) and hot (the same keys again). In the same rounds, in the same
 processes: a Python dict of the same keys; Redis over a unix socket, by redis-py with hiredis (pipelined EXISTS) and by
 bytes made beforehand; and the memory's own limit, two independent random cache lines for each key in tables of
-the same size (a bucket and a record for a hit, two buckets for a miss). lookup_worker.py does the measuring.
+the same size (a bucket and a record for a hit, two buckets for a miss). With the control region on 4 KiB pages and, marked
+2M, on 2 MiB pages, as in a /dev/shm mounted with huge=advise; the limit's tables are on pages of the same size, and what 4 KiB pages would
+allow stands beside. Rivals are left out at ten million (their tables would not fit here). lookup_worker.py does the measuring.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, final
 
-from bench import harness
+from bench import harness, memory
 from bench.lookup_keys import KeySet
 from bench.lookup_worker import Setup
 from bench.redis_server import INSTALL_HINT, fill, redis_server
@@ -37,41 +39,89 @@ NOT_SHOWN = (
     "hot figures of rivals include their whole path (client, socket, server); a dict is private to one process",
 )
 # Records per segment, so that each size is an almost full region.
-SEGMENT_BLOCKS = {10_000: 1_024, 100_000: 4_096, 1_000_000: 16_384}
+SEGMENT_BLOCKS = {10_000: 1_024, 100_000: 4_096, 1_000_000: 16_384, 10_000_000: 65_536}
+RIVALS_UP_TO = 1_000_000
+CONTROL_BYTES_MAX = 6 << 30  # of ten million blocks of 4 KiB, with room to spare
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """How many blocks, and whether the control region has 2 MiB pages."""
+
+    blocks: int
+    huge: bool
+
+    @property
+    def with_rivals(self) -> bool:
+        return self.blocks <= RIVALS_UP_TO and not self.huge
+
+
+CASES = (
+    Case(10_000, False), Case(100_000, False), Case(1_000_000, False), Case(10_000_000, False),
+    Case(1_000_000, True), Case(10_000_000, True),
+)  # fmt: skip
 
 
 def measure(options: harness.Options) -> harness.Findings:
-    sizes = options.pick((10_000, 100_000, 1_000_000), (10_000, 100_000, 1_000_000), (10_000,))
+    cases = options.pick(CASES, CASES[:3], CASES[:1])
     rounds = options.pick(7, 2, 1)
     batches = {True: options.pick(15, 7, 2), False: options.pick(60, 25, 3)}  # by cold
     notes: list[str] = []
     rows: list[dict[str, Any]] = []
     digest = hashlib.sha256()
-    with redis_server() as redis_path:
+    with contextlib.ExitStack() as stack:
+        redis_path = stack.enter_context(redis_server())
+        folder = None
+        if any(case.huge for case in cases):
+            folder = stack.enter_context(memory.huge_tmpfs(CONTROL_BYTES_MAX))
         if redis_path is None:
             notes.append(INSTALL_HINT)
-        for size in sizes:
-            with SparseRegion(size, SEGMENT_BLOCKS[size]) as sparse:
-                harness.progress(f"{size} blocks: filling")
-                keys = KeySet(size, harness.SEED).all()
-                published = sparse.fill(keys)
-                if published < size:
-                    notes.append(f"{size - published} of {size} keys found no room in the index")
-                if redis_path is not None:
-                    fill(redis_path, keys)
-                del keys
-                with Workers(sparse, size, redis_path) as workers:
-                    for processes in (1, 2):
-                        harness.progress(f"{size} blocks: {processes} process(es)")
-                        rows += measure_size(workers, size, processes, rounds, batches, digest)
+        for case in cases:
+            if case.huge and folder is None:
+                notes.append("2 MiB pages left out: a tmpfs of its own needs root")
+                continue
+            rows += measure_case(
+                case, folder if case.huge else None, redis_path, rounds, batches, digest, notes
+            )
     figures = {"batch_keys": BATCH_KEYS, "rounds": rounds, **headline(rows), "results": rows}
     tables = [summary(rows, processes) for processes in (1, 2)]
     return harness.Findings(tables, figures, digest.hexdigest()[:16], notes)
 
 
+def measure_case(
+    case: Case,
+    folder: str | None,
+    redis_path: str | None,
+    rounds: int,
+    batches: Mapping[bool, int],
+    digest: Any,
+    notes: list[str],
+) -> list[dict[str, Any]]:
+    """A region of that size, filled, and all that is asked of it."""
+    rows: list[dict[str, Any]] = []
+    with SparseRegion(case.blocks, SEGMENT_BLOCKS[case.blocks], folder=folder) as sparse:
+        harness.progress(f"{case}: filling")
+        keys = KeySet(case.blocks, harness.SEED).all()
+        published = sparse.fill(keys)
+        if published < case.blocks:
+            notes.append(
+                f"{case.blocks - published} of {case.blocks} keys found no room in the index"
+            )
+        if not case.with_rivals:
+            redis_path = None
+        if redis_path is not None:
+            fill(redis_path, keys)
+        del keys
+        with Workers(sparse, case, redis_path) as workers:
+            for processes in (1, 2):
+                harness.progress(f"{case}: {processes} process(es)")
+                rows += measure_size(workers, case, processes, rounds, batches, digest)
+    return rows
+
+
 def measure_size(
     workers: Workers,
-    size: int,
+    case: Case,
     processes: int,
     rounds: int,
     batches: Mapping[bool, int],
@@ -107,14 +157,15 @@ def measure_size(
         p99 = {who: round(harness.percentile(samples[hit, cold, who], 99), 2) for who in p50}
         rows.append(
             {
-                "blocks": size,
+                "blocks": case.blocks,
+                "huge": case.huge,
                 "processes": processes,
                 "keys": "hits" if hit else "misses",
                 "caches": "cold" if cold else "hot",
                 "ns_per_key_p50": p50,
                 "ns_per_key_p99": p99,
                 "times_limit": round(p50["find"] / p50["memory"], 2),
-                "dict_times": round(p50["dict"] / p50["find"], 2),
+                "dict_times": round(p50["dict"] / p50["find"], 2) if "dict" in p50 else None,
                 "redis_times": round(p50["redis"] / p50["find"], 1) if "redis" in p50 else None,
             }
         )
@@ -125,8 +176,8 @@ def measure_size(
 class Workers:
     """Two measuring processes on one region; a section runs in the first or in both at once."""
 
-    def __init__(self, sparse: SparseRegion, size: int, redis_path: str | None) -> None:
-        self.children = [self._start(sparse, size, redis_path, slot) for slot in (1, 2)]
+    def __init__(self, sparse: SparseRegion, case: Case, redis_path: str | None) -> None:
+        self.children = [self._start(sparse, case, redis_path, slot) for slot in (1, 2)]
         self.contenders = self._greet()
 
     def _greet(self) -> list[str]:
@@ -136,7 +187,7 @@ class Workers:
         return contenders
 
     def _start(
-        self, sparse: SparseRegion, size: int, redis_path: str | None, slot: int
+        self, sparse: SparseRegion, case: Case, redis_path: str | None, slot: int
     ) -> subprocess.Popen[str]:
         setup = Setup(
             control_fd=sparse.control_fd,
@@ -146,12 +197,14 @@ class Workers:
             namespace_id=sparse.namespace_id,
             bucket_count=sparse.plan["bucket_count"],
             record_count=sparse.plan["record_count"],
-            key_count=size,
+            key_count=case.blocks,
             key_seed=harness.SEED,
             miss_count=MISS_KEYS,
             miss_seed=harness.SEED + 1,
             batch_keys=BATCH_KEYS,
             redis_path=redis_path,
+            huge=case.huge,
+            with_dict=case.with_rivals,
         )
         return subprocess.Popen(
             [sys.executable, "-m", "bench.lookup_worker", json.dumps(asdict(setup))],
@@ -194,35 +247,48 @@ class Workers:
 
 
 def headline(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures to quote: one process, the largest size, cold and hot hits."""
-    largest = max(row["blocks"] for row in rows)
-    chosen = {
-        (row["keys"], row["caches"]): row
-        for row in rows
-        if row["processes"] == 1 and row["blocks"] == largest
-    }
-    return {
-        f"{caches}_{keys}": {
+    """The figures to quote: one process, a million blocks (or the most that rivals were asked for)."""
+    largest = max(row["blocks"] for row in rows if row["dict_times"] is not None)
+    quoted: dict[str, Any] = {}
+    for row in rows:
+        if row["processes"] != 1 or row["blocks"] != largest:
+            continue
+        name = f"{row['caches']}_{row['keys']}{'_huge' if row['huge'] else ''}"
+        quoted[name] = {
             "blocks": largest,
             "us_per_1000": round(row["ns_per_key_p50"]["find"], 2),
             "times_limit": row["times_limit"],
             "dict_times": row["dict_times"],
             "redis_times": row["redis_times"],
         }
-        for (keys, caches), row in chosen.items()
-    }
+    # Beside what independent lines on small pages cost, and a dict, in the same run.
+    for row in rows:
+        small = quoted.get(f"{row['caches']}_{row['keys']}")
+        huge = quoted.get(f"{row['caches']}_{row['keys']}_huge")
+        if (
+            row["processes"] == 1
+            and row["blocks"] == largest
+            and not row["huge"]
+            and huge
+            and small
+        ):
+            p50 = row["ns_per_key_p50"]
+            huge["times_limit_of_small_pages"] = round(huge["us_per_1000"] / p50["memory"], 2)
+            huge["dict_times"] = round(p50["dict"] / huge["us_per_1000"], 2)
+    return quoted
 
 
 def summary(rows: Sequence[Mapping[str, Any]], processes: int) -> Any:
     names = list(rows[0]["ns_per_key_p50"])
 
     def cells(row: Mapping[str, Any]) -> Iterator[object]:
-        yield f"{row['blocks']:>9,} {row['caches']:4} {row['keys']}"
+        pages = " 2M" if row["huge"] else ""
+        yield f"{row['blocks']:>10,}{pages} {row['caches']:4} {row['keys']}"
         for name in names:
             p50, p99 = row["ns_per_key_p50"].get(name), row["ns_per_key_p99"].get(name)
             yield "-" if p50 is None else f"{p50:,.1f} / {p99:,.1f}"
         yield f"{row['times_limit']:.2f}"
-        yield f"{row['dict_times']:.1f}"
+        yield f"{row['dict_times']:.1f}" if row["dict_times"] else "-"
         yield row["redis_times"] or "-"
 
     return harness.table(

@@ -53,6 +53,8 @@ class Setup:
     miss_seed: int
     batch_keys: int
     redis_path: str | None
+    huge: bool  # the region's control part, and so the memory's limit, on 2 MiB pages
+    with_dict: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +90,19 @@ class Worker:
         self.random = np.random.default_rng(setup.slot)
         self.reference = Reference()
         self.flushed = np.zeros(FLUSH_BYTES // 8, np.uint64)
-        self.buckets = memory.anonymous(setup.bucket_count * CACHE_LINE_BYTES, huge=False)
-        self.records = memory.anonymous(setup.record_count * RECORD_BYTES, huge=False)
+        self.buckets = memory.anonymous(setup.bucket_count * CACHE_LINE_BYTES, huge=setup.huge)
+        self.records = memory.anonymous(setup.record_count * RECORD_BYTES, huge=setup.huge)
         self.region = _native.Region(setup.control_fd, [setup.arena_fd])
         self.client = _native.Client(self.region, setup.slot, setup.incarnation)
-        self.table = dict.fromkeys(self.hits.all(), 1)
         self.fault_in()
         self.contenders: dict[str, Contender] = {
             "find": self.find,
             "find, pin": self.find_pin,
             "memory": self.lines,
-            "dict": self.dictionary,
         }
+        if setup.with_dict:
+            self.table = dict.fromkeys(self.hits.all(), 1)
+            self.contenders["dict"] = self.dictionary
         if setup.redis_path is not None:
             import redis
 

@@ -30,6 +30,7 @@ __all__ = [
     "lock",
     "populate",
     "shared_file",
+    "view",
 ]
 
 HUGE_PAGE_BYTES = 2 << 20
@@ -90,6 +91,11 @@ def huge_tmpfs(size: int) -> Iterator[str | None]:
 def populate(address: int, size: int, advice: int = MADV_POPULATE_WRITE) -> None:
     """Fault in all pages of a range, for writing unless another advice is given."""
     _checked(_libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), advice), "madvise")
+
+
+def view(address: int, size: int) -> NDArray[np.uint8]:
+    """Bytes that somebody else has mapped; good for as long as they are."""
+    return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
 
 
 def lock(address: int, size: int) -> bool:

@@ -71,6 +71,10 @@ def rows_of(kind: str, count: int, samples: Sequence[Sequence[Any]]) -> list[dic
     together = harness.median(
         [sum(answer["blocks"] / answer["seconds"] for answer in sample) for sample in samples]
     )
+    refused, done = (
+        sum(answer[what] for sample in samples for answer in sample)
+        for what in ("refused", "blocks")
+    )
     rows = []
     for operation in samples[0][0]["ns"]:
         taken = [ns for sample in samples for answer in sample for ns in answer["ns"][operation]]
@@ -82,6 +86,7 @@ def rows_of(kind: str, count: int, samples: Sequence[Sequence[Any]]) -> list[dic
                 "p50_ns": round(harness.percentile(taken, 50), 1),
                 "p99_ns": round(harness.percentile(taken, 99), 1),
                 "million_blocks_s": round(together / 1e6, 3),
+                "refused_share": round(refused / (refused + done), 6),
             }
         )
     return rows
@@ -148,6 +153,10 @@ def table(rows: Sequence[dict[str, Any]]) -> Any:
         lines.append(
             [f"{arena}: whole lives, million blocks/s"]
             + [by[arena, operation, n]["million_blocks_s"] for n in counts]
+        )
+        lines.append(
+            [f"{arena}: refused, since others were quicker"]
+            + [f"{by[arena, operation, n]['refused_share']:.3%}" for n in counts]
         )
     return harness.table(
         f"ns a block, p50 / p99 over batches of {BATCH}",

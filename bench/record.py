@@ -33,6 +33,7 @@ BENCHES = (
     "rivals",
     "scheduler",
     "spill",
+    "start",
     "tier",
 )
 RESULTS = Path(__file__).resolve().parent.parent / "results"

@@ -3,13 +3,15 @@
 A region of the native module on two nameless files in memory: the control region in full, the payload arena
 sparse, since no payload byte is ever touched. Blocks are 4 KiB here only to make that many; a lookup does not depend
 on their size. Nobody but this process and the children that inherit the two descriptors can see it, so the kernel
-locks of FORMAT.md are not needed. Pages are 4 KiB, as those of a control region in /dev/shm.
+locks of FORMAT.md are not needed. Pages of the control region are 4 KiB, as in /dev/shm as it usually is mounted; given a folder
+on a tmpfs with huge pages (`memory.huge_tmpfs`) they are what a /dev/shm gives that was remounted with huge=advise.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -34,6 +36,7 @@ class SparseRegion:
         *,
         remote_buckets: int = 0,
         reuse_registers: int = 0,
+        folder: str | None = None,
     ) -> None:
         segments = -(-block_count // segment_blocks)
         segment_bytes = segment_blocks * BLOCK_BYTES
@@ -44,7 +47,7 @@ class SparseRegion:
             remote_buckets=remote_buckets,
             reuse_registers=reuse_registers,
         )
-        self.control_fd = os.memfd_create("pegashm-bench-control")
+        self.control_fd = _nameless(folder)
         self.arena_fd = os.memfd_create("pegashm-bench-arena")
         os.posix_fallocate(self.control_fd, 0, self.plan["control_bytes"])
         os.ftruncate(self.arena_fd, self.plan["payload_bytes"])
@@ -102,3 +105,12 @@ class SparseRegion:
         self.region.close()
         os.close(self.control_fd)
         os.close(self.arena_fd)
+
+
+def _nameless(folder: str | None) -> int:
+    """A file in memory that nobody else can open; in `folder`, with that mount's pages."""
+    if folder is None:
+        return os.memfd_create("pegashm-bench-control")
+    descriptor, path = tempfile.mkstemp(prefix="pegashm-bench-", dir=folder)
+    os.unlink(path)
+    return descriptor

@@ -84,6 +84,7 @@ Checkpoint = Callable[[int, int], None]
 _RESERVE_STEP_BYTES: Final = GIB
 _TOUCH_STEP_BYTES: Final = 128 * MIB
 _MADV_POPULATE_WRITE: Final = 23
+_HUGE_PAGE_BYTES: Final = 2 << 20
 _ATTEMPTS: Final = 16
 _MAGIC_BYTES: Final = 8
 _REGISTRY_WAIT_SECONDS: Final = 2.0
@@ -333,6 +334,10 @@ def _make_control(name: str, layout: Layout, *, gid: int | None) -> None:
     # Not through the descriptor with the lock: what is mapped keeps its description alive.
     control = os.open(control_path(name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
+        # Its whole length first, as for the payload. Only whole huge pages: the cap is a cap.
+        os.ftruncate(control, control_bytes)
+        if shm.mount.huge == "advise" and control_bytes >= _HUGE_PAGE_BYTES:
+            _touch_huge(control, control_bytes // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES, lambda: None)
         _allocate(control, 0, control_bytes, shm, control_bytes)
         set_permissions(control, gid)
         with mmap.mmap(control, control_bytes) as mapped:

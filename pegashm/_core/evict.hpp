@@ -21,7 +21,9 @@ struct Candidate {
 
 class LruPolicy {
  public:
-  static constexpr uint32_t candidates_max = 512;
+  // How many a pass gathers: many in a large arena, whose pass is long; few in a small one, where sorting them is what costs.
+  static constexpr uint32_t candidates_min = 512;
+  static constexpr uint32_t candidates_max = 4096;
   static constexpr uint32_t idle_segments_max = 8;
 
   // What the gathered candidates are for; another stride or filter asks for another pass.
@@ -54,6 +56,7 @@ class LruPolicy {
     stride_ = stride;
     only_namespace_ = only_namespace;
     count_ = taken_ = idle_count_ = 0;
+    wanted_ = std::clamp(view.geometry.record_count / 64, candidates_min, candidates_max);
     outpaced_ = false;
     const uint32_t ready = view.segments_ready();
     for (uint32_t segment = 0; segment < ready; ++segment) {
@@ -76,7 +79,7 @@ class LruPolicy {
   // them: so only a few of those are worked through before another pass.
   void leave_some_ahead(const View& view) noexcept {
     const uint64_t clock = load_relaxed(view.header().access_clock);  // SYNC none: a guess will do
-    const uint32_t some = std::clamp<uint32_t>(view.geometry.record_count / 64, 16, candidates_max);
+    const uint32_t some = std::clamp<uint32_t>(view.geometry.record_count / 64, 16, wanted_);
     uint32_t behind = 0;
     while (behind < count_ && candidates_[behind].touch <= clock) ++behind;
     count_ = std::min(count_, behind + some);
@@ -100,7 +103,7 @@ class LruPolicy {
     for (uint32_t record = first; record < first + capacity; ++record) {
       const uint64_t touch =
           load_relaxed(view.touched(record));  // SYNC none: a guess, checked later
-      if (touch == 0 || (count_ == candidates_max && touch >= candidates_[0].touch)) continue;
+      if (touch == 0 || (count_ == wanted_ && touch >= candidates_[0].touch)) continue;
       if (only_namespace_ != 0 &&
           identity_namespace(load_acquire(view.block(record).identity)) != only_namespace_) {
         continue;
@@ -108,7 +111,7 @@ class LruPolicy {
       if (reserves.any() && reserves.keep(load_acquire(view.block(record).identity), stride_)) {
         continue;
       }
-      offer(candidates_, count_, candidates_max, {touch, record});
+      offer(candidates_, count_, wanted_, {touch, record});
     }
   }
 
@@ -130,6 +133,7 @@ class LruPolicy {
 
   uint64_t stride_ = 0;
   uint32_t only_namespace_ = 0;
+  uint32_t wanted_ = candidates_min;
   uint32_t count_ = 0;
   uint32_t taken_ = 0;
   uint32_t idle_count_ = 0;

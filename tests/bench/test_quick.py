@@ -23,12 +23,14 @@ FIGURES: dict[str, set[str]] = {
     "fetch": {"share_median", "share_min", "one_block_us", "cpu_s_gb_serving", "cpu_s_gb_reading"},
     "directory": {"cpu_share", "table_bytes", "events_s", "miss_ns_more"},
     "lookup": {"cold_hits", "hot_misses"},
+    "operations": set(),
     "replay": {"ceilings", "oracle", "broker", "pools", "pool_ratios", "mla", "wrong_blocks"},
     "rivals": {"rivals", "kills", "rounds"},
     "reserve": {"lost_with", "lost_without", "hit_rate_alone_in_reserve"},
     "reuse": {"error_points_max", "error_unique_p95_percent", "cost"},
     "tier": {"hit_rate_with", "hit_rate_without", "wrong_blocks", "slowdown_p50"},
     "spill": {"share_spill_median", "share_promote_median", "amplification_max", "open_s"},
+    "start": {"of_kernel"},
 }
 SECONDS_MAX = 100
 
