@@ -208,6 +208,13 @@ class Promotions:
             state = self._tickets.pop(done.request_id, None)
             if state is not None and state.wait is not None:
                 self._answered(state, state.wait, done)
+        if self._client.error:
+            logger.warning_once(
+                "PegaShm: the transport worker did not understand this engine, or this engine it: blocks that are "
+                "not in memory are misses. %s",
+                self._client.error,
+            )
+            self._client.error = ""
 
     def end_step(self) -> None:
         """Ask for what this step has found elsewhere than in memory, and give up for those whose time is over."""

@@ -28,6 +28,8 @@ __all__ = [
     "Place",
     "choose_nodes",
     "choose_place",
+    "default_block_bytes_min",
+    "default_segment_bytes",
     "plan_layout",
     "plan_segments",
     "reuse_registers",
@@ -69,7 +71,9 @@ def plan_layout(config: ServeConfig) -> Layout:
     place = choose_place(config)
     nodes = choose_nodes(config)
     segment_bytes = _segment_bytes(config, place, len(nodes))
-    block_bytes_min = config.block_bytes_min or _block_bytes_min(config.size_bytes, segment_bytes)
+    block_bytes_min = config.block_bytes_min or default_block_bytes_min(
+        config.size_bytes, segment_bytes
+    )
     spilled, remote = config.spill_record_count, config.remote_bucket_count
     reuse = reuse_registers(config.size_bytes)
     counts = plan_segments(
@@ -171,7 +175,6 @@ def choose_nodes(config: ServeConfig) -> tuple[int, ...]:
 
 
 def _segment_bytes(config: ServeConfig, place: Place, arena_count: int) -> int:
-    """About 64 segments, each at least a page of what backs it and at least one an arena."""
     if config.segment_bytes is not None:
         if config.segment_bytes % place.page_bytes:
             raise ConfigError(
@@ -179,14 +182,19 @@ def _segment_bytes(config: ServeConfig, place: Place, arena_count: int) -> int:
                 f"{format_bytes(place.page_bytes)} pages of {place.directory}"
             )
         return config.segment_bytes
-    near = 1 << max(0, (config.size_bytes // 64).bit_length() - 1)
+    return default_segment_bytes(config.size_bytes, place.page_bytes, arena_count)
+
+
+def default_segment_bytes(size_bytes: int, page_bytes: int, arena_count: int) -> int:
+    """About 64 segments, each at least a page of what backs it and at least one an arena."""
+    near = 1 << max(0, (size_bytes // 64).bit_length() - 1)
     wanted = min(max(near, 4 * MIB), GIB)
-    while wanted > 64 * KIB and config.size_bytes < 2 * arena_count * wanted:
+    while wanted > 64 * KIB and size_bytes < 2 * arena_count * wanted:
         wanted //= 2  # a small arena: rather smaller segments than none
-    return max(wanted, place.page_bytes)
+    return max(wanted, page_bytes)
 
 
-def _block_bytes_min(size_bytes: int, segment_bytes: int) -> int:
+def default_block_bytes_min(size_bytes: int, segment_bytes: int) -> int:
     """64 KiB, or more where that would make more records than the format can number."""
     block_bytes = _BLOCK_BYTES_DEFAULT
     while size_bytes // block_bytes > _RECORD_COUNT_MAX:

@@ -46,10 +46,15 @@ class Served:
     """A supervisor in a process of its own, and what it said."""
 
     def __init__(
-        self, name: str, *arguments: str, prefix: Sequence[str] = (), **options: Any
+        self,
+        name: str,
+        *arguments: str,
+        prefix: Sequence[str] = (),
+        python: str = sys.executable,
+        **options: Any,
     ) -> None:
         self.name = name
-        command = [*prefix, sys.executable, "-m", "pegashm", "serve", "--name", name, *arguments]
+        command = [*prefix, python, "-m", "pegashm", "serve", "--name", name, *arguments]
         self.process: subprocess.Popen[str] = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

@@ -15,7 +15,7 @@ from pegashm.cli.common import CONTEXT
 __all__ = ["main"]
 
 # By what one wants, which is also the order of --help.
-COMMANDS: Final = ("serve", "status", "exporter", "dump", "peers", "fsck", "purge", "keys")
+COMMANDS: Final = ("serve", "plan", "status", "exporter", "dump", "peers", "fsck", "purge", "keys")
 
 
 class _Commands(click.Group):

@@ -28,6 +28,7 @@ from pegashm.transport.messages import (
     Answer,
     Done,
     Error,
+    Malformed,
     Ping,
     Promote,
     keys_of,
@@ -133,8 +134,10 @@ class TransportClient:
                     )
                     message = Done(message.request_id, bytes([Answer.FAILED]) * count)
                 replies.append(message)
-            elif isinstance(message, Error):
-                self.error = message.text
+            elif isinstance(message, Error | Malformed):
+                # A worker of another version answers with a frame that this build cannot read. The ticket, which stands
+                # at the same place in all versions, says whom it refuses: nobody waits for it until a deadline.
+                self.error = message.text if isinstance(message, Error) else message.reason
                 if count := self._open.pop(message.request_id, 0):
                     replies.append(Done(message.request_id, bytes([Answer.FAILED]) * count))
             self._waiting_since = self._heard_at if self._open else None

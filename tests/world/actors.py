@@ -47,8 +47,9 @@ class Actor:
         environment: dict[str, str] | None = None,
         attached: bool = True,
         label: str = "",
+        python: str = sys.executable,
     ) -> None:
-        command = [*prefix, sys.executable, "-X", "faulthandler", "-m", "tests.world.actor", name]
+        command = [*prefix, python, "-X", "faulthandler", "-m", "tests.world.actor", name]
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
