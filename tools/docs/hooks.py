@@ -95,8 +95,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for page, repository in sources.items():
         if (ROOT / repository).is_file():
             files.append(File.generated(config, page, abs_src_path=str(ROOT / repository)))
-    files.append(File.generated(config, "results/index.md", content=_results()))
-    sources["results/index.md"] = "results/index.md"
+    files.append(File.generated(config, "results.md", content=_results()))
+    sources["results.md"] = "results.md"
     sources |= {
         file.src_uri: f"{DOCS}/{file.src_uri}" for file in files if file.src_uri not in sources
     }
@@ -179,7 +179,7 @@ def _on_site(target: str, *, here: str, folder: str, files: Files) -> str:
     if repository in ADOPTED:
         page = ADOPTED[repository]
     elif repository in {"results", DOCS}:
-        page = {"results": "results/index.md", DOCS: "index.md"}[repository]
+        page = {"results": "results.md", DOCS: "index.md"}[repository]
     elif repository.startswith(f"{DOCS}/"):
         page = repository.removeprefix(f"{DOCS}/")
     elif repository.startswith("results/"):
@@ -232,9 +232,9 @@ def _results() -> str:
     lines = [
         "# Results",
         "",
-        "What benches and long tests printed, as it was: the figures of [performance](../docs/performance.md)",
-        "and [reliability](../docs/reliability.md) come from here.",
+        "What benches and long tests printed, as it was: the figures of [performance](docs/performance.md)",
+        "and [reliability](docs/reliability.md) come from here.",
         "",
     ]
-    lines += [f"- [{path.stem}]({path.name})" for path in sorted((ROOT / "results").glob("*.md"))]
+    lines += [f"- [{path.stem}](results/{path.name})" for path in sorted((ROOT / "results").glob("*.md"))]
     return "\n".join(lines) + "\n"

@@ -66,7 +66,7 @@ CONNECTOR: Final = """\
 
 ```sh
 PEGASHM_ARENA=kv0 vllm serve MODEL --kv-transfer-config '{
-    "kv_connector": "PegaShmConnector", "kv_connector_module_path": "pegashm.connector", "kv_role": "kv_both",
+    "kv_connector": "PegaShmConnector", "kv_role": "kv_both", "kv_connector_module_path": "pegashm.connector",
     "kv_connector_extra_config": {"checksums": "on", "reserved_bytes": "16G"}}'
 ```
 """
