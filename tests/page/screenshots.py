@@ -37,8 +37,12 @@ QWEN, GEMMA = "Qwen3-8B bfloat16 tp1", "gemma-3-4b-it bfloat16 tp1"
 def scene(name: str, other: str) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     """The exporter's address, and the engines; all is ended and removed at the end."""
     started: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory(prefix="pegashm-shots-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="pegashm-shots-") as folder,
+        contextlib.ExitStack() as down,
+    ):
         environment = os.environ | {"RUNTIME_DIRECTORY": folder}
+        log = down.enter_context(open(f"{folder}/log", "ab"))
 
         def start(module: str, *arguments: str) -> subprocess.Popen[bytes]:
             process = subprocess.Popen(
@@ -46,16 +50,16 @@ def scene(name: str, other: str) -> Iterator[tuple[str, list[subprocess.Popen[by
                 cwd=ROOT,
                 env=environment,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=log,
             )
             started.append(process)
             return process
 
         try:
             addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
-            common = ["--peers", ",".join(addresses), "--fabric", "tcp", "--segment-size", "1M"]
-            spill = ["--spill", f"{folder}/{name}.spill", "--spill-size", "192M"]
-            sizes = {name: ["--size", "144M", *spill], other: ["--size", "96M"]}
+            common = ["--peers", ",".join(addresses), "--fabric", "tcp", "--segment-size", "2M"]
+            spill = ["--spill", f"{folder}/{name}.spill", "--spill-size", "512M"]
+            sizes = {name: ["--size", "288M", *spill], other: ["--size", "192M"]}
             for each, listen in zip((name, other), addresses, strict=True):
                 start("pegashm", "serve", "--name", each, *sizes[each], *common, "--listen", listen)
             for each in (name, other):
@@ -87,9 +91,9 @@ def scene(name: str, other: str) -> Iterator[tuple[str, list[subprocess.Popen[by
                     "--seed",
                     "3",
                     "--block-kib",
-                    "40",
+                    "160",
                     "--maximum-mib",
-                    "48",
+                    "96",
                     "--pause",
                     "0.5",
                 ),
@@ -107,6 +111,9 @@ def scene(name: str, other: str) -> Iterator[tuple[str, list[subprocess.Popen[by
                 "chat",
             )
             yield f"http://127.0.0.1:{port}/", engines
+            ended = [process.args for process in started if process.poll() not in {None, -9}]
+            if ended:
+                print("ended too early:", *ended, Path(folder, "log").read_text()[-3000:], sep="\n")
         finally:
             for process in reversed(started):
                 process.terminate()

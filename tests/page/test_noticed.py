@@ -59,7 +59,7 @@ def test_a_client_comes_dies_and_is_reaped(arena_name: Callable[..., str]) -> No
             reap_dead_clients(cache.arena, skip_slot=cache.slot)
             found = dict(watch.look())
             assert f"pid {child.pid} (a client) was reaped" in found["client_reaped"]
-    assert ["client_detached"] == kinds(watch.look())
+    assert ["client_gone"] == kinds(watch.look())
 
 
 def test_another_arena_under_the_same_name(name: str) -> None:

@@ -23,7 +23,7 @@ from pegashm.units import KIB
 
 _PROMOTE_MS = 800
 _TURN_BLOCKS = (4, 24)
-_HELD = 6  # turns that are being "decoded", and pin their blocks
+_HELD = 2  # turns that are being "decoded", and pin their blocks
 
 
 class Engine:
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument(
         "--shared", default="", help="engines of one value have the same conversations"
     )
-    parser.add_argument("--block-kib", type=int, default=16)
+    parser.add_argument("--block-kib", type=int, default=64)
     parser.add_argument("--conversations", type=int, default=60)
     parser.add_argument("--maximum-mib", type=int, default=0)
     parser.add_argument("--pause", type=float, default=0.25)

@@ -151,8 +151,9 @@ def _clients(old: Reading, new: Reading) -> Iterator[Notice]:
             yield _notice("warn", "client_died", f"{_who(client)} died, and is not reaped yet")
     for key, client in had.items():
         if key not in has:
-            if client.alive:
-                yield _notice("info", "client_detached", f"{_who(client)} detached")
+            if client.alive:  # between two looks nobody can tell the one from the other
+                how = "detached, or died and was reaped"
+                yield _notice("info", "client_gone", f"{_who(client)} {how}")
             else:
                 yield _notice("info", "client_reaped", f"{_who(client)} was reaped")
 

@@ -117,3 +117,12 @@ function fillCell(cell, { text, node, title }, row) {
   }
   if (title) cell.title = title(row);
 }
+
+/** What can be scrolled can be reached by the keyboard; what cannot is no stop on the way. */
+export function markScrollable() {
+  for (const node of document.querySelectorAll(".scroll, .events")) {
+    const scrolls = node.scrollWidth > node.clientWidth || node.scrollHeight > node.clientHeight;
+    if (scrolls) node.tabIndex = 0;
+    else node.removeAttribute("tabindex");
+  }
+}

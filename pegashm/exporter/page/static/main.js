@@ -4,7 +4,7 @@
 // the page anew, since its files changed with it.
 
 import { giveColours } from "./colours.js";
-import { byId, el, say, show } from "./dom.js";
+import { byId, el, markScrollable, say, show } from "./dom.js";
 import { keepHistory } from "./history.js";
 import { showMap, startMap } from "./map.js";
 import { showArena, showClients, showEvents, showHead, showJournal, showMisses, showNamespaces, showPeers, showReuse, showTiers, showTiles } from "./panels.js";
@@ -64,6 +64,7 @@ async function refresh() {
   for (const panel of PANELS) attempt(() => panel(state));
   const past = await history.refresh();
   for (const each of plots) attempt(() => each.show(past));
+  markScrollable();
   fresh();
 }
 
@@ -95,6 +96,7 @@ function found() {
 }
 
 startMap();
+addEventListener("resize", markScrollable);
 const askNow = keepAsking(refresh, { every: () => reading.exporter.sample_seconds * 1000, lost, found });
 setInterval(fresh, 1000);
 for (const button of document.querySelectorAll("[data-span]")) {

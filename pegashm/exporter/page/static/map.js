@@ -9,10 +9,10 @@ import { byId, el, say, show, table } from "./dom.js";
 import { bytes, exact } from "./units.js";
 
 const GAP = 2;
-const HEIGHT = 232;
+const HEIGHT = 272;
 const LARGEST = 64;
 const SMALLEST = 7;
-const STATES = { unassigned: "no block size yet", assigned: "in use", changing: "changing its block size", absent: "not populated yet", damaged: "damaged" };
+const STATES = { unassigned: "empty", assigned: "in use", absent: "not populated yet" };
 
 let state = null;
 let grid = null;
@@ -52,7 +52,7 @@ const COLUMNS = [
 ];
 
 function legend() {
-  const named = state.namespaces.filter(({ id }) => spaceColour(id) !== "space-rest");
+  const named = [...state.namespaces].sort((a, b) => b.bytes - a.bytes || a.id - b.id).filter(({ id }) => spaceColour(id) !== "space-rest");
   const rest = state.namespaces.length - named.length;
   const entries = named.map(({ id, label }) => [spaceColour(id), label || `namespace ${id}`]);
   if (rest) entries.push(["space-rest", `${rest} smaller ${rest === 1 ? "one" : "ones"}`]);
@@ -107,7 +107,7 @@ function draw() {
 const corner = (index) => [(index % grid.across) * (grid.side + GAP), Math.floor(index / grid.across) * (grid.side + GAP)];
 
 function drawCell(pen, [kind, , capacity, claimed, evicting, ready], x, y, side) {
-  pen.fillStyle = colour(kind === "assigned" || kind === "changing" ? "cell" : "cell-dim");
+  pen.fillStyle = colour(kind === "assigned" ? "cell" : "cell-dim");
   pen.fillRect(x, y, side, side);
   if (kind === "absent") {
     pen.strokeStyle = colour("line");

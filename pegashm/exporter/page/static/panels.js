@@ -12,7 +12,8 @@ const HEALTH = { ok: "Healthy", degraded: "Degraded", down: "Down" };
 export function showHead(state) {
   const { arena, exporter, health } = state;
   say("arena-name", state.name);
-  document.title = `${state.name} · PegaShm`;
+  const trouble = health.status === "ok" ? "" : `${HEALTH[health.status] ?? health.status}: `;
+  document.title = `${trouble}${state.name} · PegaShm`;
   const pill = byId("health");
   say(pill, HEALTH[health.status] ?? health.status);
   pill.dataset.state = health.status;
@@ -160,8 +161,8 @@ function showSsd(state) {
   pairs("ssd-pairs", [
     ["Hits", served(state, "ssd")],
     ["Files in use", `${ssd.files_usable} of ${Math.max(ssd.files, ssd.files_usable)}`],
-    ["Backlog", `${count(ssd.backlog_blocks)} blocks, ${bytes(ssd.backlog_bytes)}`],
-    ["Written today", ssd.budget_bytes ? `${bytes(ssd.budget_used_bytes)} of ${bytes(ssd.budget_bytes)}` : bytes(ssd.budget_used_bytes)],
+    ["Backlog", `${count(ssd.backlog_blocks)} (${bytes(ssd.backlog_bytes)})`],
+    ["Written in 24 h", ssd.budget_bytes ? `${bytes(ssd.budget_used_bytes)} of ${bytes(ssd.budget_bytes)}` : bytes(ssd.budget_used_bytes)],
     ["Amplification", ssd.amplification === null ? "–" : ssd.amplification.toFixed(2)],
     ["Read back", bytes(ssd.read_bytes)],
   ]);
@@ -183,9 +184,9 @@ function showHosts(state) {
   gauge("hosts-gauge", [[hints / (hosts.room || 1), "ready"]], `${percent(hints / (hosts.room || 1))} of the room for hints is taken`);
   pairs("hosts-pairs", [
     ["Hits", served(state, "hosts")],
-    ["Blocks known there", count(hints)],
-    ["Fetched", `${count(hosts.fetched)}, ${bytes(hosts.fetched_bytes)}`],
-    ["Served to them", `${count(hosts.served)}, ${bytes(hosts.served_bytes)}`],
+    ["Blocks there", count(hints)],
+    ["Fetched", bytes(hosts.fetched_bytes)],
+    ["Served to them", bytes(hosts.served_bytes)],
   ]);
 }
 
