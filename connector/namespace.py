@@ -20,7 +20,7 @@ from vllm.platforms import current_platform
 from pegashm.connector.settings import Settings
 from pegashm.connector.weights import weights_identity
 from pegashm.errors import ConfigError
-from pegashm.keys import Fact, Namespace, namespace_of
+from pegashm.keys import Fact, Namespace, facts_of, namespace_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -95,6 +95,7 @@ def fresh_namespace(namespace: Namespace) -> Namespace:
         label=f"{namespace.label.split(' (reset')[0]} (reset {nonce.hex()[:8]})",
         reserved_bytes=namespace.reserved_bytes,
         maximum_bytes=namespace.maximum_bytes,
+        facts=facts_of({"reset": nonce.hex()}, namespace.facts),
     )
 
 

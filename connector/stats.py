@@ -38,7 +38,7 @@ METRICS: Final[Mapping[str, OffloadingMetricMetadata]] = {
     ),
     _STORES: OffloadingCounterMetadata(
         documentation="Blocks offered to the arena, by result: claimed, exists, pending (another engine is "
-        "storing it), no_space, quota, too_large or index_full; the last four are dropped.",
+        "storing it), no_space, quota, too_large, index_full or draining; the last five are dropped.",
         labelnames=("result",),
     ),
     _LOADS: OffloadingCounterMetadata(
@@ -77,6 +77,7 @@ _CLAIMED: Final = {
     _native.QUOTA: "quota",
     _native.TOO_LARGE: "too_large",
     _native.INDEX_FULL: "index_full",
+    _native.DRAINING: "draining",
 }
 
 

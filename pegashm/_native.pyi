@@ -52,6 +52,9 @@ PINNED: Final[int]  # evict(): somebody holds a pin
 INCOMPLETE: Final[int]  # publish(): fewer parts written than expected (or a part failed)
 SPILLED: Final[int]  # find(): on SSD, and not (or not yet) in memory: ask the transport worker
 REMOTE: Final[int]  # find(): neither, but another host may have it: ask the transport worker
+DRAINING: Final[
+    int
+]  # claim(): the arena is being emptied, nothing is stored: see Region.set_draining
 
 STATUS_NAMES: Final[dict[int, str]]
 
@@ -112,6 +115,9 @@ def check_header(control: Any, file_bytes: int) -> tuple[int, str]:
 def header_info(control: Any) -> dict[str, Any]:
     """All header fields by their FORMAT.md names (arenas as a list of dicts), unchecked, for tools."""
 
+def draining_since(header: dict[str, Any]) -> int:
+    """Since when the arena of that header has been drained (`Region.set_draining`), realtime; 0: it is not."""
+
 class Region:
     """The control region and the arenas of one name, mapped in this process (O(1) in their size)."""
 
@@ -143,6 +149,8 @@ class Region:
     def set_eviction(self, name: str) -> None:
         """Evict by one of EVICTIONS from now on: a setting that every client reads when it uses or evicts."""
 
+    def set_draining(self, since_ns: int) -> None:
+        """From now on no claim is granted, by anybody (DRAINING); 0: they are again. Claims in hand are published as ever."""
     def set_supervisor(self, pid: int, started_at_ns: int) -> None: ...
     def set_transport(self, path: str, pid: int, started_at_ns: int) -> None:
         """Say where the transport worker listens; "" when nowhere. At most TRANSPORT_PATH_BYTES bytes."""
@@ -164,12 +172,13 @@ class Region:
         maximum_bytes: int = 0,
         now_ns: int,
         in_use: Sequence[int] = (),
+        facts: bytes = b"",
     ) -> int:
         """Find or create a namespace (32-byte digest); its id, 0 when the table is full.
 
         `maximum_bytes` 0: no limit. `in_use`: ids that live clients use, never recycled. All reserves together are at
         most `payload_bytes`: those of namespaces that are not in use lapse first, and then less than
-        `reserved_bytes` is granted: see `namespaces`.
+        `reserved_bytes` is granted: see `namespaces`. `facts`: 48 bytes, see `keys.py`; empty: not known here.
         """
     def drop_reserve(self, namespace_id: int) -> None:
         """Take a namespace's reserve away, until it is registered again with one."""
@@ -204,10 +213,12 @@ class Region:
     def clients(self) -> list[dict[str, Any]]:
         """Attached slots: slot, incarnation, pid, started_at, attached_at_ns, namespace_id, mode, engine_id, label."""
     def namespaces(self, *, counted: bool = True) -> list[dict[str, Any]]:
-        """Live namespaces: id, fingerprint, label, reserved/maximum/resident_bytes, created_at_ns, blocks.
+        """Live namespaces: id, fingerprint, label, reserved/maximum/resident_bytes, created_at_ns, attached_at_ns, facts, blocks.
 
         `counted=False` leaves `blocks` at 0 and costs no pass over the records.
         """
+    def ghosts(self, keys: Sequence[bytes], namespace_id: int) -> list[bool]:
+        """Whether each was evicted, as far as adaptive eviction remembers it: a hint, now and then wrong in either way."""
     def segments(self) -> list[dict[str, Any]]:
         """Segments: index, state, owner, stride_bytes, blocks, free, claimed, ready, evicting."""
     def blocks(self) -> NDArray[Any]:

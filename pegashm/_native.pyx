@@ -100,6 +100,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint64_t transport_started_at_ns
         uint32_t transport_path_bytes
         char transport_path[104]
+        uint64_t draining_since_ns
 
     cdef struct NamespaceEntry:
         uint64_t state
@@ -109,6 +110,7 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
         uint64_t resident_bytes
         uint64_t created_at_ns
         uint64_t attached_at_ns
+        uint64_t facts[6]
         char label[128]
 
     cdef struct ClientSlot:
@@ -254,6 +256,7 @@ cdef extern from "adaptive.hpp" namespace "pegashm" nogil:
     cdef cppclass CEviction "pegashm::Eviction":
         pass
     void core_set_eviction "pegashm::set_eviction"(const View&, CEviction)
+    bint is_ghost(const View&, const Key&)
 
 cdef extern from "reuse.hpp" namespace "pegashm" nogil:
     enum: reuse_tick_seconds
@@ -397,6 +400,7 @@ cdef extern from "registry.hpp" namespace "pegashm" nogil:
         uint64_t now_ns
         const uint32_t* in_use
         uint64_t in_use_count
+        const uint64_t* facts
 
     cdef struct ClientRequest:
         uint64_t pid
@@ -497,11 +501,11 @@ REUSE_RANK_COUNT = reuse_rank_count
 REUSE_REGISTER_COUNT_MAX = reuse_register_count_max
 EVICTIONS = ("lru", "adaptive")  # by the header's number
 
-OK, MISSING, PENDING, EXISTS, NO_SPACE, QUOTA, TOO_LARGE, INDEX_FULL, PINNED, INCOMPLETE, SPILLED, REMOTE = range(12)
+OK, MISSING, PENDING, EXISTS, NO_SPACE, QUOTA, TOO_LARGE, INDEX_FULL, PINNED, INCOMPLETE, SPILLED, REMOTE, DRAINING = range(13)
 STATUS_NAMES = {
     OK: "ok", MISSING: "missing", PENDING: "pending", EXISTS: "exists", NO_SPACE: "no_space", QUOTA: "quota",
     TOO_LARGE: "too_large", INDEX_FULL: "index_full", PINNED: "pinned", INCOMPLETE: "incomplete",
-    SPILLED: "spilled", REMOTE: "remote",
+    SPILLED: "spilled", REMOTE: "remote", DRAINING: "draining",
 }
 
 _MAGIC = int.from_bytes(b"PEGASHM1", "little")
@@ -796,7 +800,13 @@ cdef dict _header_dict(const Header* header):
         "transport_started_at_ns": header.transport_started_at_ns,
         "transport_path": os.fsdecode(
             <bytes>header.transport_path[:min(header.transport_path_bytes, TRANSPORT_PATH_BYTES)]),
+        "draining_since_ns": load_acquire(header.draining_since_ns),
     }
+
+
+def draining_since(header):
+    cdef uint64_t word = header["draining_since_ns"]
+    return word & ~<uint64_t>0xFFFF if core_is_draining(word) else 0
 
 
 def header_info(control):
@@ -951,6 +961,10 @@ cdef class Region:
             raise ValueError(f"eviction must be one of {', '.join(EVICTIONS)}, got {name!r}")
         core_set_eviction(view[0], <CEviction><int>EVICTIONS.index(name))
 
+    def set_draining(self, uint64_t since_ns):
+        cdef View* view = self.mapped_writable()
+        store_release(view.header().draining_since_ns, (since_ns & ~<uint64_t>0xFFFF) | draining_mark if since_ns else 0)
+
     def set_supervisor(self, uint64_t pid, uint64_t started_at_ns):
         cdef View* view = self.mapped_writable()
         store_release(view.header().supervisor_pid, pid)
@@ -993,8 +1007,9 @@ cdef class Region:
     # registration
 
     def register_namespace(self, bytes fingerprint, *, str label, reserved_bytes=0, maximum_bytes=0,
-                           now_ns, in_use=()):
+                           now_ns, in_use=(), bytes facts=b""):
         cdef NamespaceRequest request
+        cdef uint64_t facts_[6]
         cdef bytes label_ = label.encode()
         cdef uint32_t ids[128]
         cdef int i
@@ -1010,6 +1025,12 @@ cdef class Region:
         request.now_ns = now_ns
         request.in_use = ids
         request.in_use_count = min(len(in_use), 128)
+        request.facts = NULL
+        if facts:
+            if len(facts) != sizeof(facts_):
+                raise ValueError(f"facts are {sizeof(facts_)} bytes, got {len(facts)}")
+            memcpy(facts_, PyBytes_AS_STRING(facts), sizeof(facts_))
+            request.facts = facts_
         return c_register_namespace(self.mapped_writable()[0], request)
 
     def drop_reserve(self, uint32_t namespace_id):
@@ -1130,9 +1151,16 @@ cdef class Region:
                 "resident_bytes": c_resident_bytes(entry[0]),
                 "created_at_ns": entry.created_at_ns,
                 "attached_at_ns": entry.attached_at_ns,
+                "facts": <bytes>(<char*>entry.facts)[:48],
                 "blocks": per_id.get(id_, 0),
             })
         return found
+
+    def ghosts(self, keys, uint32_t namespace_id):
+        cdef View* view = self.mapped()
+        cdef _Keys batch = _Keys(keys, namespace_id)
+        cdef uint32_t i
+        return [is_ghost(view[0], batch.keys[i]) for i in range(batch.count)]
 
     def segments(self):
         cdef View* view = self.mapped()

@@ -351,6 +351,7 @@ def register(arena: Arena, namespace: Namespace) -> int:
         maximum_bytes=namespace.maximum_bytes,
         now_ns=time.time_ns(),
         in_use=[client["namespace_id"] for client in arena.region.clients()],
+        facts=namespace.facts,
     )
     if namespace_id == 0:
         raise NamespacesFullError(

@@ -89,6 +89,13 @@ inline GhostPlace ghost_of(const View& view, const Key& key) noexcept {
   return {mix(hash, 0x27D4EB2F165667C5) % view.geometry.ghost_count, hash >> 48};
 }
 
+// Whether a block of this key was evicted, as far as ghosts tell: by chance one in 65536 is another's, and each is overwritten in time.
+inline bool is_ghost(const View& view, const Key& key) noexcept {
+  const GhostPlace place = ghost_of(view, key);
+  const uint64_t ghost = load_relaxed(view.ghost(place.index));  // SYNC none: a hint
+  return ghost != 0 && ghost >> 48 == place.fingerprint;
+}
+
 // The uses of one batch: what the touch words of its blocks become. `after` of a chain's blocks, tail to head, sees to
 // it that none is due before one that needs it.
 class Uses {

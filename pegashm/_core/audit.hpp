@@ -560,7 +560,10 @@ class Audit {
     audit_reserved(header.reserved_392, sizeof header.reserved_392);
     audit_reserved(header.reserved_456, sizeof header.reserved_456);
     audit_reserved(&header.reserved_3604, sizeof header.reserved_3604);
-    audit_reserved(header.reserved_3712, sizeof header.reserved_3712);
+    if (!is_draining(load_acquire(header.draining_since_ns))) {
+      audit_reserved(&header.draining_since_ns, sizeof header.draining_since_ns);
+    }
+    audit_reserved(header.reserved_3720, sizeof header.reserved_3720);
     const uint64_t ready = load_acquire(header.segments_ready);
     if (ready > view_.geometry.segment_count) {
       report(Invariant::segments_ready, 0, ready, view_.geometry.segment_count);
@@ -574,7 +577,6 @@ class Audit {
   void audit_namespace(uint32_t slot) noexcept {
     const NamespaceEntry& entry = view_.name_space(slot);
     const uint64_t state = load_acquire(entry.state);
-    audit_reserved(entry.reserved_80, sizeof entry.reserved_80);
     if (!possible_namespace_state(state)) report(Invariant::namespace_word, slot, state);
     for (const uint64_t* limit : {&entry.reserved_bytes, &entry.maximum_bytes}) {
       const uint64_t bytes = load_acquire(*limit);

@@ -112,6 +112,15 @@ class Client {
   void claim(const Key* keys, uint32_t size, uint64_t payload_bytes, uint64_t* handles,
              Outcome* outcomes) noexcept {
     const std::lock_guard guard(mutex_);
+    // SYNC none: a setting. Claims of a moment ago may still be published; who drains waits for them.
+    if (is_draining(load_relaxed(view_.header().draining_since_ns))) {
+      for (uint32_t i = 0; i < size; ++i) {
+        handles[i] = 0;
+        outcomes[i] = Outcome::draining;
+      }
+      count(view_, Counter::claims_draining, size);
+      return;
+    }
     const uint64_t stride = stride_of(view_.geometry, payload_bytes);
     const uint64_t now = clock_ns(CLOCK_REALTIME);
     uint64_t tallies[10] = {};

@@ -67,6 +67,7 @@ enum class Counter : uint32_t {
   remote_messages_bad,  // messages of other hosts that were none, or not theirs to send
   remote_hints_displaced,  // hints that had to make room for others
   evictions_reserved,  // eviction attempts that met another namespace's reserve
+  claims_draining,  // claims refused: the arena is being emptied
   count_,
 };
 
@@ -127,6 +128,7 @@ inline constexpr const char* counter_keys[] = {
     "remote_messages_bad",
     "remote_hints_displaced",
     "evictions_reserved",
+    "claims_draining",
 };
 static_assert(sizeof counter_keys / sizeof *counter_keys == static_cast<uint32_t>(Counter::count_));
 static_assert(static_cast<uint32_t>(Counter::count_) <= counter_count);

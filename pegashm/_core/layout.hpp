@@ -16,12 +16,13 @@ namespace pegashm {
 
 inline constexpr uint64_t magic_ready = 0x314D485341474550;  // "PEGASHM1" read little-endian
 inline constexpr uint16_t format_major = 2;
-inline constexpr uint16_t format_minor = 0;
+inline constexpr uint16_t format_minor = 1;
 
 inline constexpr uint64_t cache_line_bytes = 64;
 inline constexpr uint64_t page_bytes_small = 4096;
 inline constexpr uint32_t arena_count_max = 16;
 inline constexpr uint32_t namespace_count = 256;
+inline constexpr uint32_t namespace_fact_words = 6;
 inline constexpr uint32_t client_count = 128;
 inline constexpr uint32_t counter_count = 64;
 inline constexpr uint32_t record_count_max = 1u << 24;
@@ -109,7 +110,8 @@ struct Header {
   uint32_t transport_path_bytes;
   uint32_t reserved_3604;
   char transport_path[104];
-  uint8_t reserved_3712[384];
+  uint64_t draining_since_ns;
+  uint8_t reserved_3720[376];
 };
 static_assert(sizeof(Header) == 4096 && std::has_unique_object_representations_v<Header>);
 static_assert(offsetof(Header, region_id) == 24 && offsetof(Header, segment_count) == 80);
@@ -123,7 +125,7 @@ static_assert(offsetof(Header, segments_ready) == 256 && offsetof(Header, access
 static_assert(offsetof(Header, journal_head) == 384 && offsetof(Header, freed_clock) == 448);
 static_assert(offsetof(Header, spill_usable) == 280 && offsetof(Header, arenas) == 512);
 static_assert(offsetof(Header, transport_pid) == 3584 && offsetof(Header, transport_path) == 3608);
-static_assert(offsetof(Header, reserved_3712) == 3712);
+static_assert(offsetof(Header, draining_since_ns) == 3712);
 
 struct NamespaceEntry {
   uint64_t state;  // generation:16 << 16 | tag:8
@@ -133,10 +135,11 @@ struct NamespaceEntry {
   uint64_t resident_bytes;
   uint64_t created_at_ns;
   uint64_t attached_at_ns;
-  uint8_t reserved_80[48];
+  uint64_t facts[namespace_fact_words];  // 24 digests of 16 bits
   char label[128];
 };
 static_assert(sizeof(NamespaceEntry) == 256 && offsetof(NamespaceEntry, label) == 128);
+static_assert(offsetof(NamespaceEntry, facts) == 80);
 
 struct ClientSlot {
   uint64_t state;  // incarnation:56 << 8 | tag:8
@@ -276,6 +279,12 @@ constexpr uint64_t make_identity(uint32_t namespace_id, uint16_t group,
 }
 constexpr uint32_t identity_namespace(uint64_t identity) noexcept {
   return static_cast<uint32_t>(identity);
+}
+
+// Whether an arena is being drained. Marked, so that a stray write there does not stop all stores.
+inline constexpr uint64_t draining_mark = 0xD4A1;
+constexpr bool is_draining(uint64_t since_ns) noexcept {
+  return (since_ns & 0xFFFF) == draining_mark;
 }
 
 // A handle names one life of one record: generation:40 << 24 | record:24.

@@ -29,6 +29,7 @@ struct NamespaceRequest {
   uint64_t now_ns;
   const uint32_t* in_use;  // ids that living clients use
   uint64_t in_use_count;
+  const uint64_t* facts = nullptr;  // namespace_fact_words of them; nullptr: the caller knows none
 };
 
 inline bool is_in_use(const NamespaceRequest& request, uint32_t id) noexcept {
@@ -115,6 +116,13 @@ inline uint64_t grant_reserve(const View& view, const NamespaceRequest& request)
   return std::min(wanted, total - std::min(others, total));
 }
 
+// What the fingerprint was made of, as digests for people. The same for whoever has the same fingerprint.
+inline void store_facts(NamespaceEntry& entry, const NamespaceRequest& request) noexcept {
+  for (uint32_t i = 0; i < namespace_fact_words; ++i) {
+    store_release(entry.facts[i], request.facts == nullptr ? 0 : request.facts[i]);
+  }
+}
+
 // Finds or creates; 0 when every namespace is in use by somebody alive.
 // A limit above all there is means all there is, and is kept as that: invariant I27.
 inline uint32_t register_namespace(const View& view, const NamespaceRequest& request) noexcept {
@@ -131,6 +139,8 @@ inline uint32_t register_namespace(const View& view, const NamespaceRequest& req
     crash_point(CrashPoint::namespace_reserve_written);
     store_release(entry.maximum_bytes, maximum);
     crash_point(CrashPoint::namespace_limits_written);
+    // Who brings blocks back from SSD knows the fingerprint only.
+    if (request.facts != nullptr) store_facts(entry, request);
     return namespace_id(namespace_generation(state), slot);
   }
   const int32_t slot = choose_namespace_slot(view, request);
@@ -147,6 +157,7 @@ inline uint32_t register_namespace(const View& view, const NamespaceRequest& req
     store_release(reinterpret_cast<uint64_t*>(entry.fingerprint)[i], word);
   }
   store_text(entry.label, request.label, request.label_bytes);
+  store_facts(entry, request);
   store_release(entry.reserved_bytes, reserved);
   store_release(entry.maximum_bytes, maximum);
   store_release(entry.resident_bytes, 0);

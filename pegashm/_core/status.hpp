@@ -18,6 +18,7 @@ enum class Outcome : uint8_t {
   incomplete = 9,  // fewer parts written than expected, or a part failed
   spilled = 10,  // not READY in memory (it may be claimed), but on SSD: ask the transport worker
   remote = 11,  // neither, but another host has it, as far as we know: ask the transport worker
+  draining = 12,  // the arena is being emptied: nothing is stored
 };
 
 // How a header reads: open now, try again, or give up.

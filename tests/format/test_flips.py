@@ -21,7 +21,7 @@ CHILDREN = 4
 HARMLESS = {
     "format_minor", "region_id", "created_at_ns", "page_bytes", "segments_ready", "supervisor_pid",
     "supervisor_started_at_ns", "access_clock", "freed_clock", "journal_head", "arenas", "reserved",
-    "spill_usable", "remote_usable", "eviction", "span", "again_share", "transport_pid", "transport_started_at_ns", "transport_path_bytes", "transport_path",
+    "spill_usable", "remote_usable", "eviction", "span", "again_share", "draining_since_ns", "transport_pid", "transport_started_at_ns", "transport_path_bytes", "transport_path",
 }  # fmt: skip
 REFUSALS = {"ArenaNotReadyError", "FormatError"}
 

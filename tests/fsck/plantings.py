@@ -107,7 +107,7 @@ def bit(record_of: Callable[[Hand], int], on: bool) -> Planting:
 
 
 RESERVED = (
-    at(328), at(392), at(456), at(3712), table("namespaces", 80),
+    at(328), at(392), at(456), at(3712), at(3720),
     table("clients", 40), table("counter_values", 8), table("segments", 8), table("blocks", 112),
     table("journal", 24), table("spill", 96),
     table("remote_hosts", 512 + 68),
