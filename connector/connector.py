@@ -20,15 +20,13 @@ from pegashm.connector.namespace import engine_namespace
 from pegashm.connector.settings import settings_of
 from pegashm.connector.spec import NAMESPACE_KEY
 from pegashm.errors import ConfigError
+from pegashm.supported import VLLM as TESTED_VLLM
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 __all__ = ["TESTED_VLLM", "PegaShmConnector", "check_vllm_version"]
-
-# The offloading framework is internal to vLLM and changes between minor versions.
-TESTED_VLLM: Final = "0.32"
 
 _SPEC: Final = {
     "spec_name": "PegaShmOffloadingSpec",
