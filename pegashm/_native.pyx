@@ -35,6 +35,8 @@ cdef extern from "client.hpp" namespace "pegashm" nogil:
     enum: remote_host_count
     const uint64_t remote_hash_version
     const uint64_t layout_signature
+    const uint64_t draining_mark
+    bint core_is_draining "pegashm::is_draining"(uint64_t)
     const uint16_t format_major
     const uint16_t format_minor
 

@@ -5,9 +5,11 @@ programs and an exit status: 0 usable and supervised, 1 it exists but is not, 2 
 """
 
 import os
+import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pegashm._native import draining_since
 from pegashm.arena import open_arena
 from pegashm.errors import ArenaMissingError, ArenaNotReadyError, FormatError, PegaShmError
 from pegashm.liveness import (
@@ -42,6 +44,7 @@ class StatusReport:
     control_bytes: int = 0
     page_bytes: int = 0
     created_at_ns: int = 0
+    draining_since_ns: int = 0
     region_id: str = ""
     spill: dict[str, Any] = field(default_factory=dict)
     arenas: list[dict[str, Any]] = field(default_factory=list)
@@ -69,8 +72,17 @@ class StatusReport:
             f"  supervisor  {supervisor}",
             f"  clients     {alive} alive, {len(self.clients) - alive} dead and not yet reaped",
             *self._spill_lines(),
+            *self._drain_lines(),
         ]
         return lines + ([f"  why         {self.reason}"] if self.reason else [])
+
+    def _drain_lines(self) -> list[str]:
+        if not self.draining_since_ns:
+            return []
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.draining_since_ns / 1e9))
+        return [
+            f"  drained     since {since}: engines store nothing until `pegashm drain --name {self.name} --undo`"
+        ]
 
     def _spill_lines(self) -> list[str]:
         """The SSD tier; nothing in an arena without one."""
@@ -133,6 +145,7 @@ def read_status(name: str) -> StatusReport:
         control_bytes=int(header["control_bytes"]),
         page_bytes=int(header["page_bytes"]),
         created_at_ns=int(header["created_at_ns"]),
+        draining_since_ns=draining_since(header),
         region_id=_hex(header["region_id"]),
         spill={
             "record_count": int(header["spill_record_count"]),

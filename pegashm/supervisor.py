@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pegashm import fsck
+from pegashm._native import draining_since
 from pegashm.adoption import check_same, purge_line, refuse
 from pegashm.arena import Arena, open_arena, read_header
 from pegashm.config import ServeConfig
@@ -224,6 +225,12 @@ class _Supervisor:
         else:
             for line in report.summary_lines():
                 logger.warning("%s", line)
+        if draining_since(region.header):
+            logger.warning(
+                'arena "%s" is being drained: engines store nothing in it until `pegashm drain --name %s --undo`',
+                name,
+                name,
+            )
         logger.info(
             'arena "%s" re-adopted: %d blocks ready, %d of %d segments usable',
             name,

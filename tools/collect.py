@@ -33,7 +33,7 @@ from pegashm.witness import pid_of_holder, pids_by_start
 from .holders import STATE_NAMES, Held, held_by_slot, slots_in
 from .plain import plain
 
-__all__ = ["SCHEMA", "snapshot"]
+__all__ = ["SCHEMA", "clients_of", "namespaces_of", "snapshot"]
 
 SCHEMA = 2
 
@@ -99,6 +99,34 @@ def _supervisor(name: str, fd: int, header: dict[str, Any]) -> dict[str, Any]:
         "pid_here": pid_of_holder(name, pid) if alive else None,
         "started_at_ns": header.get("supervisor_started_at_ns", 0),
     }
+
+
+def clients_of(arena: Arena) -> list[dict[str, Any]]:
+    """Who is attached, alive or not, and what each holds."""
+    region = arena.region
+    held = held_by_slot(region.blocks())
+    # Through another description than one that may hold a lock itself: see liveness.py.
+    lock_fd = liveness.open_lock_file(arena.name, writable=False)
+    try:
+        return _clients(region, lock_fd, region.clients(), held)
+    finally:
+        liveness.close_lock_file(lock_fd)
+
+
+def namespaces_of(arena: Arena) -> list[dict[str, Any]]:
+    """Who may share with whom: blocks and bytes of each namespace, on SSD too, its quota, and how many clients are in it."""
+    region = arena.region
+    on_ssd = region.spilled()
+    clients = [client["namespace_id"] for client in region.clients()]
+    return [
+        {
+            **row,
+            "clients": clients.count(row["id"]),
+            "ssd_blocks": int((on_ssd["namespace_id"] == row["id"]).sum()),
+            "ssd_bytes": int(on_ssd["payload_bytes"][on_ssd["namespace_id"] == row["id"]].sum()),
+        }
+        for row in plain(region.namespaces())
+    ]
 
 
 def _contents(region: _native.Region, fd: int, *, with_blocks: bool) -> dict[str, Any]:

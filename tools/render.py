@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pegashm._native import EVICTIONS
+from pegashm._native import EVICTIONS, draining_since
 from pegashm.units import format_bytes
 
 from .plain import NS_PER_SECOND, age_text, shown, time_text
 
-__all__ = ["console_for", "render"]
+__all__ = ["CLIENT_COLUMNS", "NAMESPACE_COLUMNS", "Column", "console_for", "render", "render_table"]
 
 PIPE_COLUMNS = 180
 MODE_NAMES = {0: "read-write", 1: "save-only", 2: "load-only"}
@@ -46,17 +46,17 @@ def render(console: Console, document: dict[str, Any]) -> None:
         _header(console, document)
     if document["verdict"] == "cannot tell":
         return
-    _table(console, "Payload arenas", document["arenas"], ARENA_COLUMNS)
-    _table(console, "Namespaces", document["namespaces"], NAMESPACE_COLUMNS)
-    _table(console, "Clients", document["clients"], CLIENT_COLUMNS)
+    render_table(console, "Payload arenas", document["arenas"], ARENA_COLUMNS)
+    render_table(console, "Namespaces", document["namespaces"], NAMESPACE_COLUMNS)
+    render_table(console, "Clients", document["clients"], CLIENT_COLUMNS)
     _segments(console, document["segments"])
     _states(console, document)
     _spill(console, document["spill"])
     _remote(console, document["remote"])
     _reuse(console, document["reuse"])
-    _table(console, "Counters", document["counters"], COUNTER_COLUMNS)
+    render_table(console, "Counters", document["counters"], COUNTER_COLUMNS)
     if "blocks" in document:
-        _table(console, "Blocks", document["blocks"], BLOCK_COLUMNS)
+        render_table(console, "Blocks", document["blocks"], BLOCK_COLUMNS)
 
 
 def _verdict(console: Console, document: dict[str, Any]) -> None:
@@ -94,6 +94,8 @@ def _header(console: Console, document: dict[str, Any]) -> None:
         f" newest event {header['journal_head']}",
         "eviction": _eviction(header),
     }
+    if draining_since(header):
+        lines["drained"] = f"since {time_text(header['draining_since_ns'])}: no claim is granted"
     for field, value in lines.items():
         console.print(Text(f"  {field:<11}{value}"), soft_wrap=True)
 
@@ -106,9 +108,10 @@ def _eviction(header: dict[str, Any]) -> str:
     return f"adaptive: a use counts for half after {span:.2f} times as many as there is room for"
 
 
-def _table(
+def render_table(
     console: Console, title: str, rows: Iterable[dict[str, Any]], columns: tuple[Column, ...]
 ) -> None:
+    """One topic; its title alone where there is nothing to show."""
     rows = list(rows)
     console.print(Text(f"\n{title}" if rows else f"\n{title}: none", "bold"))
     if not rows:
@@ -124,7 +127,7 @@ def _table(
 def _segments(console: Console, segments: list[dict[str, Any]]) -> None:
     """Few segments one by one; many as one row for each block size."""
     if len(segments) <= SEGMENT_ROWS_MAX:
-        _table(console, "Segments", segments, SEGMENT_COLUMNS)
+        render_table(console, "Segments", segments, SEGMENT_COLUMNS)
         return
     sums: dict[tuple[str, int], dict[str, Any]] = {}
     for segment in segments:
@@ -134,7 +137,7 @@ def _segments(console: Console, segments: list[dict[str, Any]]) -> None:
         for column in ("blocks", "free", "claimed", "ready", "evicting"):
             row[column] = row.get(column, 0) + segment[column]
     console.print(Text(f"\n{len(segments)} segments, by state and block size", "bold"))
-    _table(console, "Segment groups", sums.values(), SEGMENT_GROUP_COLUMNS)
+    render_table(console, "Segment groups", sums.values(), SEGMENT_GROUP_COLUMNS)
 
 
 def _states(console: Console, document: dict[str, Any]) -> None:
@@ -143,7 +146,7 @@ def _states(console: Console, document: dict[str, Any]) -> None:
     for state in ("free", "claimed", "ready", "evicting", "damaged"):
         age = ages.get(state, {})
         rows.append({"state": state, "records": tally[state], **age})
-    _table(console, "Records by state", rows, STATE_COLUMNS)
+    render_table(console, "Records by state", rows, STATE_COLUMNS)
     pins = document["pins"]
     console.print(
         Text(
@@ -157,7 +160,7 @@ def _states(console: Console, document: dict[str, Any]) -> None:
 def _spill(console: Console, tier: dict[str, Any]) -> None:
     if not tier["record_count"]:
         return
-    _table(console, "Blocks on SSD", tier["files"], SPILL_COLUMNS)
+    render_table(console, "Blocks on SSD", tier["files"], SPILL_COLUMNS)
     worker = f"pid {tier['worker_pid']}" if tier["worker_alive"] else "not running"
     console.print(
         Text(
@@ -172,7 +175,7 @@ def _remote(console: Console, directory: dict[str, Any]) -> None:
     if not directory["places"]:
         return
     hosts = sorted(directory["hosts"], key=lambda host: (not host["usable"], -host["hints"]))
-    _table(console, "Other hosts", hosts[:HOST_ROWS_MAX], REMOTE_COLUMNS)
+    render_table(console, "Other hosts", hosts[:HOST_ROWS_MAX], REMOTE_COLUMNS)
     if len(hosts) > HOST_ROWS_MAX:
         console.print(Text(f"  and {len(hosts) - HOST_ROWS_MAX} more: --json has all"))
     beside = "" if directory["worker_alive"] else "; nobody listens to them: no transport worker"
@@ -189,7 +192,7 @@ def _reuse(console: Console, windows: list[dict[str, Any]]) -> None:
     """What requests asked for lately; nothing in an arena that counts none."""
     if not windows:
         return
-    _table(console, "Reuse", windows, REUSE_COLUMNS)
+    render_table(console, "Reuse", windows, REUSE_COLUMNS)
     console.print(
         Text(
             "  ceiling: the share of blocks asked for that had been asked for before, in that time"

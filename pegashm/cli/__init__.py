@@ -15,7 +15,24 @@ from pegashm.cli.common import CONTEXT
 __all__ = ["main"]
 
 # By what one wants, which is also the order of --help.
-COMMANDS: Final = ("serve", "plan", "status", "exporter", "dump", "peers", "fsck", "purge", "keys")
+COMMANDS: Final = (
+    "serve",
+    "plan",
+    "doctor",
+    "status",
+    "clients",
+    "namespaces",
+    "dump",
+    "explain",
+    "peers",
+    "exporter",
+    "quota",
+    "drop",
+    "drain",
+    "fsck",
+    "purge",
+    "keys",
+)
 
 
 class _Commands(click.Group):

@@ -6,6 +6,7 @@ then in the TOML file of --config, then there is a default. Decides nothing abou
 """
 
 import functools
+import json
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -18,6 +19,7 @@ __all__ = [
     "CONTEXT",
     "UsageFailure",
     "any_name_option",
+    "cannot_tell",
     "clear_errors",
     "config_option",
     "json_option",
@@ -41,6 +43,23 @@ def clear_errors(function: _Function) -> _Function:
             raise UsageFailure(str(error)) from error
         except (PegaShmError, OSError) as error:
             raise click.ClickException(str(error)) from error
+
+    return wrapper  # type: ignore[return-value]
+
+
+def cannot_tell(function: _Function) -> _Function:
+    """For commands that say by exit status 2 that nothing could be read: one line, or with --json an object with `error`."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (PegaShmError, OSError) as error:
+            if kwargs.get("as_json"):
+                told = {"name": kwargs.get("name"), "error": str(error), "exit_status": 2}
+                click.echo(json.dumps(told))
+                raise SystemExit(2) from error
+            raise UsageFailure(str(error)) from error
 
     return wrapper  # type: ignore[return-value]
 
