@@ -188,7 +188,7 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
         "stores",
         "blocks",
         "Blocks offered by result: claimed, exists (there already, or being written), and skipped for no_space (all pinned "
-        "or claimed), quota, other (too large, index full).",
+        "or claimed), quota, other (too large, index full), draining (the arena is being emptied).",
         "result",
         {
             "claimed": "claims",
@@ -196,6 +196,7 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
             "no_space": "claims_no_space",
             "quota": "claims_quota",
             "other": "claims_other",
+            "draining": "claims_draining",
         },
     ),
     _counter(

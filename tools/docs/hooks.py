@@ -236,5 +236,7 @@ def _results() -> str:
         "and [reliability](docs/reliability.md) come from here.",
         "",
     ]
-    lines += [f"- [{path.stem}](results/{path.name})" for path in sorted((ROOT / "results").glob("*.md"))]
+    lines += [
+        f"- [{path.stem}](results/{path.name})" for path in sorted((ROOT / "results").glob("*.md"))
+    ]
     return "\n".join(lines) + "\n"
