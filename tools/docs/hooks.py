@@ -73,6 +73,8 @@ FENCE: Final = re.compile(r"^ *(```|~~~)")
 LINK: Final = re.compile(
     r"(?P<code>`+[^`]*`+)|(?P<open>!?\[[^\]]*\]\()(?P<target>[^)\s]+)(?=[)\s])"
 )
+# What GitHub shows as a bar and Python-Markdown as a backslash and a bar: the escape of one in code in a table.
+CELL_CODE: Final = re.compile(r"<code>[^<]*\\\|[^<]*</code>")
 DRAWING: Final = re.compile(r'<img alt="(?P<alt>[^"]*)" src="(?P<target>[^"]+\.svg)"[^>]*>')
 _ELSEWHERE: Final = ("http://", "https://", "mailto:", "#")
 
@@ -129,7 +131,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Drawings are part of the page, and so follow its colours."""
+    """Drawings become part of the page, and so follow its colours; escaped bars in tables become bars."""
 
     def drawing(found: re.Match[str]) -> str:
         target = posixpath.normpath(
@@ -141,6 +143,7 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         svg = path.read_text(encoding="utf-8")
         return f'<figure class="drawing" role="img" aria-label="{found["alt"]}">{svg[svg.index("<svg") :]}</figure>'
 
+    html = CELL_CODE.sub(lambda found: found[0].replace("\\|", "|"), html)
     return DRAWING.sub(drawing, html)
 
 

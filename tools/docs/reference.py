@@ -41,11 +41,13 @@ variables, `true` or `false` in TOML. What can be given several times is a list 
 ## The same arena, said three ways
 
 ```sh
-pegashm serve --name kv0 --size 64G --spill /ssd0/kv0.spill --spill /ssd1/kv0.spill --spill-size 1T
+pegashm serve --name kv0 --size 64G \\
+    --spill /ssd0/kv0.spill --spill /ssd1/kv0.spill --spill-size 1T
 ```
 
 ```sh
-PEGASHM_NAME=kv0 PEGASHM_SIZE=64G PEGASHM_SPILL="/ssd0/kv0.spill /ssd1/kv0.spill" PEGASHM_SPILL_SIZE=1T pegashm serve
+PEGASHM_NAME=kv0 PEGASHM_SIZE=64G \\
+    PEGASHM_SPILL="/ssd0/kv0.spill /ssd1/kv0.spill" PEGASHM_SPILL_SIZE=1T pegashm serve
 ```
 
 ```toml
@@ -66,7 +68,8 @@ CONNECTOR: Final = """\
 
 ```sh
 PEGASHM_ARENA=kv0 vllm serve MODEL --kv-transfer-config '{
-    "kv_connector": "PegaShmConnector", "kv_role": "kv_both", "kv_connector_module_path": "pegashm.connector",
+    "kv_connector": "PegaShmConnector", "kv_role": "kv_both",
+    "kv_connector_module_path": "pegashm.connector",
     "kv_connector_extra_config": {"checksums": "on", "reserved_bytes": "16G"}}'
 ```
 """
@@ -119,7 +122,7 @@ def _commands() -> Iterator[tuple[tuple[str, ...], click.Command]]:
 def _section(words: tuple[str, ...], command: click.Command, rows: list[str]) -> str:
     arguments = [_value(each) for each in command.params if isinstance(each, click.Argument)]
     usage = " ".join(("pegashm", *words, *arguments))
-    head = "| option | variable | default | |\n|---|---|---|---|\n"
+    head = "| option, variable | default | |\n|---|---|---|\n"
     first = (command.help or "").strip().split("\n\n", maxsplit=1)[0]
     return f"## `{usage}`\n\n{' '.join(first.split())}\n\n{head}" + "\n".join(rows) + "\n"
 
@@ -131,7 +134,7 @@ def _rows(command: click.Command, *, all_of_them: bool) -> Iterator[str]:
             names = " / ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
             value = "" if option.is_flag else f" `{_value(option)}`"
             repeated = " *(several)*" if option.multiple else ""
-            yield f"| {names}{value}{repeated} | {_variables(option)} | {default} | {help_text} |"
+            yield f"| {names}{value}{repeated}{_variables(option)} | {default} | {help_text} |"
 
 
 def _value(option: click.Parameter) -> str:
@@ -169,7 +172,7 @@ def _help_and_default(option: click.Option) -> tuple[str, str]:
 
 def _variables(option: click.Option) -> str:
     names = [option.envvar] if isinstance(option.envvar, str) else list(option.envvar or ())
-    return ", ".join(f"`{name}`" for name in names)
+    return "".join(f"<br>`{name}`" for name in names)
 
 
 def _keys(what: str, keys: Mapping[str, Key]) -> str:
