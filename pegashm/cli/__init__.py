@@ -20,6 +20,7 @@ COMMANDS: Final = (
     "plan",
     "doctor",
     "status",
+    "top",
     "clients",
     "namespaces",
     "dump",

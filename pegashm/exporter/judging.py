@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pegashm._native import draining_since
 from pegashm.exporter.reading import Reading
 from pegashm.units import format_bytes
 
@@ -28,6 +29,7 @@ REASONS: Final[Mapping[str, str]] = {
     "unreadable": "the arena is of another format, damaged, or not ours to read",
     "populating": "part of the memory is not populated yet: what is ready is used",
     "unsupervised": "no supervisor lives: nobody reaps the dead, nothing restarts the transport worker",
+    "draining": "`pegashm drain` empties the arena: engines store nothing in it",
     "worker_dead": "the arena has tiers below memory, and no transport worker lives: what lies there is misses",
     "spill_file_unusable": "a spill file failed or does not answer: its blocks are misses",
     "budget_spent": "today's write budget of the SSD tier is spent: blocks evicted now are lost",
@@ -100,6 +102,12 @@ def _reasons(reading: Reading) -> Iterator[Reason]:
     ready, count = int(reading.header["segments_ready"]), int(reading.header["segment_count"])
     if ready < count:
         yield Reason("populating", f"{ready} of {count} segments are ready", "wait")
+    if draining_since(dict(reading.header)):
+        yield Reason(
+            "draining",
+            "the arena is being drained: engines store nothing in it",
+            f"pegashm drain --name {name} --undo",
+        )
     yield from _tiers(reading)
     yield from _clients(reading)
     if reading.survey is not None and reading.survey.damaged:
