@@ -68,6 +68,8 @@ LANGUAGES: Final = {
     ".yaml": "yaml",
     ".yml": "yaml",
 }
+# What source files and results begin with: they would drown all other pages in the search.
+UNSEARCHED: Final = "---\nsearch:\n  exclude: true\n---\n\n"
 # Opening and closing fences; a link or picture outside of them and of `code`.
 FENCE: Final = re.compile(r"^ *(```|~~~)")
 LINK: Final = re.compile(
@@ -95,7 +97,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if path.suffix in {".md", ".png"}:
             sources[f"results/{path.name}"] = f"results/{path.name}"
     for page, repository in sources.items():
-        if (ROOT / repository).is_file():
+        if page.startswith("results/") and page.endswith(".md"):
+            files.append(File.generated(config, page, content=UNSEARCHED + _text(repository)))
+        elif (ROOT / repository).is_file():
             files.append(File.generated(config, page, abs_src_path=str(ROOT / repository)))
     files.append(File.generated(config, "results.md", content=_results()))
     sources["results.md"] = "results.md"
@@ -110,7 +114,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             if _is_page(target) or page in sources or not (ROOT / target).exists():
                 continue
             sources[page] = target
-            files.append(File.generated(config, page, content=_shown(target)))
+            files.append(File.generated(config, page, content=UNSEARCHED + _shown(target)))
     config["sources"] = sources
     return files
 
