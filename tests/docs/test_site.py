@@ -25,6 +25,7 @@ _FETCHED = re.compile(
     r"""|<link\b[^>]*\brel=["']?(?:stylesheet|preload|preconnect|icon|modulepreload)[^>]*\bhref=["']?(?:https?:)?//"""
     r"""|<link\b[^>]*\bhref=["']?(?:https?:)?//[^>]*\brel=["']?(?:stylesheet|preload|preconnect|icon|modulepreload)"""
 )
+_LOST_ITEM = re.compile(r"<p>(?:[^<]|<(?!/p>))*?(?:^|(?<=<p>))(?:[-*]|\d+\.) ", re.MULTILINE)
 _STYLE_FETCHED = re.compile(r"""(?:url\(\s*["']?|@import\s+["'])(?:https?:)?//""")
 
 
@@ -61,7 +62,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-m",
         "mkdocs",
         "build",
-        "--quiet",
         "--strict",
         "--site-dir",
         str(built),
@@ -78,6 +78,13 @@ def test_site_has_every_page(site: Path) -> None:
     names = {path.relative_to(site).with_suffix(".md").as_posix() for path in site.rglob("*.html")}
     assert {path.name for path in (ROOT / "docs").glob("*.md")} <= names
     assert set(hooks.ADOPTED.values()) <= names
+
+
+def test_lists_are_lists(site: Path) -> None:
+    """Markdown on a forge forgives a list without a blank line before it, or with less indent; the site's does not."""
+    for path in site.rglob("*.html"):
+        if path.relative_to(site).parts[0] != "source":
+            assert not _LOST_ITEM.search(path.read_text(encoding="utf-8")), path
 
 
 def test_site_needs_no_network(site: Path) -> None:

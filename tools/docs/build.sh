@@ -19,5 +19,6 @@ if [ "$(cat "$venv/stamp" 2>/dev/null)" != "$stamp" ]; then
     echo "$stamp" >"$venv/stamp"
 fi
 [ "${1:-}" != install ] || exit 0
-NO_MKDOCS_2_WARNING=true "$venv/bin/python" -m mkdocs build --quiet --clean --strict
+# Not --quiet: what it does not print, --strict does not count.
+said=$(NO_MKDOCS_2_WARNING=true "$venv/bin/python" -m mkdocs build --clean --strict 2>&1) || { echo "$said" >&2; exit 1; }
 echo "==> open .cache/site/index.html in a browser; it needs no network"

@@ -43,17 +43,16 @@ ADOPTED: Final = {
 }
 # Pages that are being written: until they are there, links to them are text, and the navigation goes without.
 EXPECTED: Final = frozenset(
-    f"docs/{name}.md"
+    f"{DOCS}/{name}"
     for name in (
-        "capacity",
-        "commands",
-        "deployment",
-        "kv-events",
-        "logs",
-        "metrics",
-        "status-page",
-        "upgrade",
-        "start",
+        "commands.md",
+        "kv-events.md",
+        "logs.md",
+        "metrics.md",
+        "start.md",
+        "figures/status-page.png",
+        "figures/status-page-dark.png",
+        "figures/status-page-phone.png",
     )
 )
 LANGUAGES: Final = {
@@ -127,8 +126,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     here, folder = posixpath.dirname(page.file.src_uri), posixpath.dirname(own)
     for missing in EXPECTED:
         if not (ROOT / missing).exists():
-            name = re.escape(posixpath.basename(missing))
-            markdown = re.sub(rf"\[([^\]]*)\]\((?:docs/)?{name}(?:#[^)]*)?\)", r"\1", markdown)
+            name = re.escape(missing.removeprefix(f"{DOCS}/"))
+            markdown = re.sub(rf"!?\[([^\]]*)\]\((?:docs/)?{name}(?:#[^)]*)?\)", r"\1", markdown)
     return _with_links(
         markdown, lambda target: _on_site(target, here=here, folder=folder, files=files)
     )
