@@ -29,7 +29,7 @@ class Actors {
     Client& client = *clients_[choices.below(3)];
     const uint32_t size = 1 + choices.below(batch_max);
     pick_keys(choices, size);
-    switch (choices.below(20)) {
+    switch (choices.below(24)) {
       case 0:
       case 1:
       case 2: return find(client, size, choices.chance(2), choices.chance(4));
@@ -52,6 +52,11 @@ class Actors {
       case 16: return read_journal(choices.chance(2) ? choices.word() : 0);
       case 17: return work_parts(choices, size);
       case 18: return use_registry(choices);
+      case 19: return count_requests(choices, size);
+      case 20: return use_spill(choices, size);
+      case 21: return use_hints(choices, size);
+      case 22:
+        return set_eviction(view_, choices.chance(2) ? Eviction::adaptive : Eviction::lru);
       default: invent_handles(choices, size);
     }
   }
@@ -171,6 +176,73 @@ class Actors {
                 117, choices.word(), choices.word(), 9, in_use, 1});
     if (id != 0 && namespace_slot(id) >= namespace_count) fail("a namespace beyond all", id, 0);
     sink_ += choose_namespace_slot(view_, {fingerprint, "", 0, 0, 0, 9, in_use, 1}) >= 0 ? 1 : 0;
+  }
+
+  void count_requests(Choices& choices, uint32_t size) {
+    const uint32_t tick = choices.chance(2) ? 1000 + choices.below(8) : static_cast<uint32_t>(choices.word());
+    count_asked(view_, keys_, size, tick);
+    count_served(view_, choices.byte(), tick);
+    ReuseWindow window;
+    read_reuse(view_, tick, 1 + choices.below(6000), window);
+    uint64_t registers = 0;
+    for (const uint32_t count : window.ranks) registers += count;
+    if (registers != view_.geometry.reuse_register_count) fail("registers unaccounted for", registers, 0);
+    sink_ += window.asked + window.served;
+  }
+
+  // The transport worker's part: there is one, so that only one thread of the program plays it.
+  void use_spill(Choices& choices, uint32_t size) {
+    if (!alone_) return;
+    SpillTable table(view_);
+    Spilled block{};
+    for (uint32_t i = 0; i < size; ++i) {
+      const uint32_t record = table.find(keys_[i], block);
+      if (record == ~uint32_t{0}) continue;
+      if (record >= view_.geometry.spill_record_count) fail("no spill record", record, i);
+      if (std::memcmp(block.key.words, keys_[i].words, sizeof keys_[i].words) != 0) {
+        fail("a spilled block of another key", record, i);
+      }
+      if (choices.chance(4)) table.forget(block);
+    }
+    switch (choices.below(4)) {
+      case 0: table.drop(choices.below(4), 0, choices.word()); return;
+      case 1: table.set_usable(choices.word()); return;
+      case 2:
+        if (choices.chance(4)) table.clear();
+        return;
+      default:
+        block.key = keys_[0];
+        block.file = choices.byte() % spill_file_count;
+        block.file_offset = uint64_t{page_bytes_small} * choices.below(1000);
+        block.payload_bytes = 1 + choices.below(100000);
+        block.sequence = 1 + choices.below(9);
+        table.store(block);
+    }
+  }
+
+  void use_hints(Choices& choices, uint32_t size) {
+    if (!alone_) return;
+    RemoteTable table(view_);
+    const uint32_t host = choices.chance(2) ? choices.below(6) : choices.below(remote_host_count);
+    uint64_t hashes[batch_max];
+    uint64_t seed = 0;
+    for (uint32_t i = 0; i < size; ++i) {
+      const bool known = seed_of(view_, identity_namespace(keys_[i].identity), seed);
+      hashes[i] = known && choices.chance(2) ? remote_hash(seed, keys_[i]) : choices.word();
+    }
+    switch (choices.below(6)) {
+      case 0: table.set_usable(host, choices.chance(2)); return;
+      case 1: table.remove(host, hashes, size, tier_any); return;
+      case 2: table.begin_anew(host); return;
+      case 3:
+        table.retire(host);
+        table.drop();
+        return;
+      case 4:
+        if (choices.chance(4)) table.clear();
+        return;
+      default: table.add(host, hashes, size, 1 + choices.below(3));
+    }
   }
 
   // As Region.journal() does.

@@ -117,7 +117,7 @@ class Vandal {
   // One field of one item: right in form, wrong in what it says.
   void forge(Choices& choices) const {
     const View view = place_.view();
-    switch (choices.below(14)) {
+    switch (choices.below(16)) {
       case 0: return forge_state(choices, view);
       case 1: {
         const uint64_t pages[] = {0, 1, 2, 3, 15, 16, 17, (1 << 24) - 1};
@@ -153,10 +153,19 @@ class Vandal {
       }
       case 11: return put(view.touched(pick_record(choices)), telling(choices));
       case 12: return forge_registry(choices, view);
+      case 13: return forge_spill(choices, view);
+      case 14: {
+        const uint64_t bucket = choices.below(remote_buckets);
+        return put(view.remote_bucket(bucket).entries[choices.below(entries_per_bucket)],
+                   remote_entry(choices.below(remote_host_count), choices.below(4), choices.word()));
+      }
       default: {
         uint64_t* const words[] = {&view.header().segments_ready, &view.header().access_clock,
-                                   &view.header().journal_head, &view.header().freed_clock};
-        return put(*words[choices.below(4)], telling(choices));
+                                   &view.header().journal_head, &view.header().freed_clock,
+                                   &view.header().spill_usable, &view.header().remote_usable,
+                                   &view.header().eviction,     &view.header().span,
+                                   &view.header().again_share};
+        return put(*words[choices.below(9)], telling(choices));
       }
     }
   }
@@ -189,6 +198,22 @@ class Vandal {
       for (uint64_t& each : target.entries) put(each, entry);
     } else {
       put(target.entries[choices.below(entries_per_bucket)], entry);
+    }
+  }
+  void forge_spill(Choices& choices, const View& view) const {
+    SpillRecord& record = view.spill(choices.below(spill_records));
+    uint64_t* const words = reinterpret_cast<uint64_t*>(&record);
+    const uint64_t was = load_relaxed(record.state);
+    switch (choices.below(4)) {
+      case 0: return put(record.state, pick_tag(choices) | (was & ~uint64_t{0xFF}));
+      case 1: return put(record.state, was ^ uint64_t{1} << choices.below(64));
+      case 2: return put(words[choices.below(sizeof record / 8)], telling(choices));
+      default: {  // one record twice
+        const SpillRecord& other = view.spill(choices.below(spill_records));
+        for (uint64_t i = 0; i < sizeof record / 8; ++i) {
+          put(words[i], load_relaxed(reinterpret_cast<const uint64_t*>(&other)[i]));
+        }
+      }
     }
   }
   void forge_registry(Choices& choices, const View& view) const {
@@ -252,7 +277,10 @@ class Vandal {
     Geometry geometry{};
     const uint64_t blocks[] = {4096, 8192, 16384, 65536};
     if (!plan_geometry(choices.chance(2) ? segment_bytes : 4096 * (1 + choices.below(32)),
-                       blocks[choices.below(4)], 1 + choices.below(5), geometry)) {
+                       blocks[choices.below(4)], 1 + choices.below(5), geometry,
+                       choices.chance(2) ? spill_records : choices.below(500),
+                       choices.chance(2) ? remote_buckets : choices.below(300),
+                       choices.chance(2) ? reuse_registers : 1 << choices.below(12))) {
       return;
     }
     write_header(header, geometry);

@@ -4,7 +4,7 @@
 // leave unused of their last page is poisoned: under the address sanitizer a step beyond the region, the
 // payload or (where there is padding) a table is found. Four states are built once through the core itself,
 // as engines would: fresh, busy (two strides, namespaces, pins, claims and an eviction left midway, a segment
-// half re-assigned), busy and gone on from there, and full. A run starts by copying one of them: some 20 us.
+// half re-assigned), busy and gone on from there (with blocks on SSD and of other hosts, and adaptive eviction), and full. A run starts by copying one of them: some 20 us.
 #pragma once
 
 #include <array>
@@ -18,7 +18,10 @@
 #include "client.hpp"
 #include "header.hpp"
 #include "registry.hpp"
+#include "remote_table.hpp"
 #include "repair.hpp"
+#include "reuse.hpp"
+#include "spill.hpp"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define PEGASHM_FUZZ_POISON 1
@@ -41,6 +44,12 @@ inline constexpr uint64_t sizes[] = {4096, 12288, 5000, 65536};  // asked for: s
 inline constexpr uint32_t slots[] = {0, 5, 127};  // clients of the busy states
 inline constexpr uint32_t key_count = 48;
 
+// A worker's tables, as small as they can be and still be pages of their own.
+inline constexpr uint32_t spill_records = 64;
+inline constexpr uint32_t remote_buckets = 64;
+inline constexpr uint32_t reuse_registers = 16;
+inline constexpr uint32_t table_count = 17;
+
 struct Table {
   const char* name;
   uint64_t offset;
@@ -49,7 +58,7 @@ struct Table {
 };
 
 // What is in a region, in the order of FORMAT.md; the header first.
-inline std::array<Table, 12> tables_of(const Geometry& g) {
+inline std::array<Table, table_count> tables_of(const Geometry& g) {
   return {{
       {"header", 0, sizeof(Header), 8},
       {"namespaces", g.namespaces_offset, sizeof(NamespaceEntry) * namespace_count,
@@ -67,6 +76,12 @@ inline std::array<Table, 12> tables_of(const Geometry& g) {
       {"journal", g.journal_offset, sizeof(JournalEntry) * g.journal_entry_count,
        sizeof(JournalEntry)},
       {"sums", g.sums_offset, sizeof(Sums) * g.record_count, sizeof(Sums)},
+      {"spill", g.spill_offset, sizeof(SpillRecord) * g.spill_record_count, sizeof(SpillRecord)},
+      {"remote_hosts", g.remote_hosts_offset, sizeof(RemoteHosts), 8},
+      {"remote", g.remote_offset, sizeof(RemoteBucket) * g.remote_bucket_count, 8},
+      {"reuse", g.reuse_offset,
+       sizeof(ReuseTick) * reuse_tick_count + sizeof(ReuseRegister) * g.reuse_register_count, 8},
+      {"ghosts", g.ghosts_offset, 8 * g.ghost_count, 8},
   }};
 }
 
@@ -82,7 +97,10 @@ inline Key make_key(uint32_t number, uint32_t namespace_id) {
 class Place {
  public:
   Place() {
-    if (!plan_geometry(segment_bytes, page_bytes_small, segment_count, geometry_)) std::abort();
+    if (!plan_geometry(segment_bytes, page_bytes_small, segment_count, geometry_, spill_records,
+                       remote_buckets, reuse_registers)) {
+      std::abort();
+    }
     tables_ = tables_of(geometry_);
     control_ = static_cast<uint8_t*>(std::aligned_alloc(4096, geometry_.control_bytes));
     payload_ = static_cast<uint8_t*>(std::aligned_alloc(4096, geometry_.payload_bytes));
@@ -100,7 +118,7 @@ class Place {
 
   static constexpr uint32_t states = 4;
   const Geometry& geometry() const { return geometry_; }
-  const std::array<Table, 12>& tables() const { return tables_; }
+  const std::array<Table, table_count>& tables() const { return tables_; }
   uint8_t* control() const { return control_; }
   uint8_t* payload() const { return payload_; }
   const uint8_t* image(uint32_t state) const { return images_[state].data(); }
@@ -209,6 +227,32 @@ class Place {
       store(third, view, number, namespaces_[number % 2], sizes[(number + 1) % 2]);
     }
     change_segment(view, slots[0], 1, 8192, namespaces_[0]);
+    go_on_elsewhere(view);
+  }
+  // What a worker has written: blocks on SSD, some of them in memory too, and what other hosts hold; what requests
+  // asked for; and from here on the adaptive way to evict, with its ghosts.
+  void go_on_elsewhere(const View& view) {
+    SpillTable spill(view);
+    spill.set_usable(3);
+    RemoteTable remote(view);
+    Key keys[16];
+    for (uint32_t number = 0; number < 32; ++number) {
+      Spilled block{};
+      block.key = make_key(20 + number, namespaces_[number % 2]);
+      block.file = number % 3;
+      block.file_offset = 4096 * (number + 2);
+      block.payload_bytes = 4096;
+      block.sequence = 1 + number / 8;
+      block.checksum = number;
+      spill.store(block);
+      keys[number % 16] = block.key;
+      const uint64_t hash = mix(number, 1);
+      remote.add(number % 5, &hash, 1, 1 + number % 3);
+    }
+    for (uint32_t host = 0; host < 4; ++host) remote.set_usable(host, true);
+    count_asked(view, keys, 16, 1000);
+    count_served(view, 3, 1000);
+    set_eviction(view, Eviction::adaptive);
   }
   void fill(const View& view) {
     Client third(view, slots[2]);
@@ -226,7 +270,7 @@ class Place {
   }
 
   Geometry geometry_{};
-  std::array<Table, 12> tables_{};
+  std::array<Table, table_count> tables_{};
   mutable bool loose_ = false;
   uint8_t* control_ = nullptr;
   uint8_t* payload_ = nullptr;
