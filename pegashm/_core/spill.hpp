@@ -177,24 +177,23 @@ class SpillTable {
     return true;
   }
 
-  // Takes out all records of a file in [first, end); how many.
+  // Takes out all records of a file in [first, end); how many. By the places of the stretch or, when there are fewer,
+  // by the places where records lie: so what this costs never depends on how long a stretch is asked for.
   uint32_t drop(uint32_t file, uint64_t first, uint64_t end) noexcept {
     const std::lock_guard guard(mutex_);
-    uint32_t dropped = 0;
     if (first >= end) return 0;
-    const uint64_t last = place_of(file, end - 1);
-    for (uint64_t place = place_of(file, first); place <= last; ++place) {
-      const auto found = newest_.find(place);
-      uint32_t index = found == newest_.end() ? none : found->second;
-      while (index != none) {
-        const uint32_t older = links_[index].older;
-        const uint64_t offset = load_acquire(view_.spill(index).file_offset);
-        if (offset >= first && offset < end) {
-          give_back(index);
-          ++dropped;
-        }
-        index = older;
+    uint32_t dropped = 0;
+    const uint64_t begin = place_of(file, first), last = place_of(file, end - 1);
+    if (last - begin < newest_.size()) {
+      for (uint64_t place = begin; place <= last; ++place) {
+        const auto found = newest_.find(place);
+        if (found != newest_.end()) dropped += drop_chain(found->second, first, end);
       }
+      return dropped;
+    }
+    for (auto each = newest_.begin(); each != newest_.end();) {
+      const auto [place, newest] = *each++;  // its element goes with its last record
+      if (begin <= place && place <= last) dropped += drop_chain(newest, first, end);
     }
     return dropped;
   }
@@ -254,6 +253,21 @@ class SpillTable {
       return;  // damage made it look stored: it is among the free ones already
     unlink(index);
     free_[free_count_++] = index;
+  }
+
+  // Of the records of one place, from the newest on, those in [first, end).
+  uint32_t drop_chain(uint32_t index, uint64_t first, uint64_t end) noexcept {
+    uint32_t dropped = 0;
+    while (index != none) {
+      const uint32_t older = links_[index].older;
+      const uint64_t offset = load_acquire(view_.spill(index).file_offset);
+      if (offset >= first && offset < end) {
+        give_back(index);
+        ++dropped;
+      }
+      index = older;
+    }
+    return dropped;
   }
 
   // -- which records lie where: private, so that a region of a file is dropped without a pass over all -----

@@ -19,9 +19,9 @@ namespace fuzz {
 class Actors {
  public:
   // `view`: with the geometry that check() gave out. `shift`: 0, when no other thread writes to the region; other
-  // threads' clients have slots of their own, that far on.
+  // threads' clients have slots of their own, that far on, and the first of them is the transport worker as well.
   Actors(const View& view, const Place& place, uint32_t shift)
-      : view_(view), place_(place), alone_(shift == 0) {
+      : view_(view), place_(place), alone_(shift == 0), worker_(shift <= 1) {
     for (uint32_t i = 0; i < 3; ++i) clients_[i].emplace(view_, (slots[i] + shift) % client_count);
   }
 
@@ -29,7 +29,7 @@ class Actors {
     Client& client = *clients_[choices.below(3)];
     const uint32_t size = 1 + choices.below(batch_max);
     pick_keys(choices, size);
-    switch (choices.below(24)) {
+    switch (choices.below(26)) {
       case 0:
       case 1:
       case 2: return find(client, size, choices.chance(2), choices.chance(4));
@@ -57,6 +57,8 @@ class Actors {
       case 21: return use_hints(choices, size);
       case 22:
         return set_eviction(view_, choices.chance(2) ? Eviction::adaptive : Eviction::lru);
+      case 23: return evict_ahead(client, size, choices);
+      case 24: return tell_others(choices);
       default: invent_handles(choices, size);
     }
   }
@@ -190,39 +192,85 @@ class Actors {
     sink_ += window.asked + window.served;
   }
 
-  // The transport worker's part: there is one, so that only one thread of the program plays it.
+  // As the spiller does: the oldest, pinned, and gone unless somebody used them meanwhile.
+  void evict_ahead(Client& client, uint32_t size, Choices& choices) {
+    uint64_t touches[batch_max];
+    const uint32_t found = client.oldest(sizes[choices.below(4)], size, handles_, touches);
+    if (found > size) fail("more of the oldest than asked for", found, size);
+    if (found != 0 && choices.chance(4)) touches[choices.below(found)] = choices.word();
+    client.evict_untouched(handles_, touches, found, outcomes_);
+  }
+
+  // As the directory's publisher does: what happened since, and what is here.
+  void tell_others(Choices& choices) {
+    constexpr uint32_t limit = 64;
+    uint8_t what[limit];
+    uint64_t hashes[limit];
+    const uint64_t after = choices.chance(2) ? choices.word() : choices.below(64);
+    const uint64_t settled = choices.chance(2) ? ~uint64_t{0} : choices.word();
+    const EventsRead read = read_events(view_, after, settled, limit, what, hashes);
+    if (read.count > limit) fail("more events than asked for", read.count, limit);
+    const uint32_t records = view_.geometry.record_count + view_.geometry.spill_record_count;
+    const uint32_t first = choices.below(records + limit);
+    const uint32_t held = read_holdings(view_, first, first + limit, hashes, what);
+    if (held > limit) fail("more blocks than records", held, limit);
+    for (uint32_t i = 0; i < held; ++i) sink_ += hashes[i] + what[i];
+  }
+
+  // The transport worker's part: there is one, so that only one thread of the program plays it. It begins by
+  // forgetting what stands there, and now and then has a successor.
   void use_spill(Choices& choices, uint32_t size) {
-    if (!alone_) return;
-    SpillTable table(view_);
+    if (!worker_) return;
+    if (!spill_) {
+      spill_.emplace(view_);
+      spill_->keep_log(8);
+      spill_->clear();
+    }
+    SpillTable& table = *spill_;
     Spilled block{};
     for (uint32_t i = 0; i < size; ++i) {
       const uint32_t record = table.find(keys_[i], block);
-      if (record == ~uint32_t{0}) continue;
+      if (record == SpillTable::none) continue;
       if (record >= view_.geometry.spill_record_count) fail("no spill record", record, i);
-      if (std::memcmp(block.key.words, keys_[i].words, sizeof keys_[i].words) != 0) {
+      if (alone_ && std::memcmp(&block.key, &keys_[i], sizeof block.key) != 0) {
         fail("a spilled block of another key", record, i);
       }
       if (choices.chance(4)) table.forget(block);
     }
-    switch (choices.below(4)) {
-      case 0: table.drop(choices.below(4), 0, choices.word()); return;
+    switch (choices.below(8)) {
+      case 0: table.drop(choices.below(4), choices.chance(2) ? 0 : choices.word(), choices.word()); return;
       case 1: table.set_usable(choices.word()); return;
-      case 2:
-        if (choices.chance(4)) table.clear();
+      case 2: return choices.chance(2) ? table.clear() : spill_.reset();
+      case 3: {
+        uint8_t what[4];
+        uint64_t hashes[4];
+        bool lost = false;
+        sink_ += table.take_log(what, hashes, 4, lost);
         return;
+      }
       default:
-        block.key = keys_[0];
-        block.file = choices.byte() % spill_file_count;
-        block.file_offset = uint64_t{page_bytes_small} * choices.below(1000);
-        block.payload_bytes = 1 + choices.below(100000);
-        block.sequence = 1 + choices.below(9);
-        table.store(block);
+        for (uint32_t i = 0; i < size; ++i) {
+          block.key = keys_[i];
+          block.file = choices.byte() % spill_file_count;
+          block.file_offset = choices.chance(4) ? choices.word() : uint64_t{page_bytes_small} * choices.below(1000);
+          block.payload_bytes = 1 + choices.below(100000);
+          block.sequence = 1 + choices.below(9);
+          const uint32_t record = table.store(block);
+          if (record != SpillTable::none && record >= view_.geometry.spill_record_count) {
+            fail("stored in no record", record, i);
+          }
+        }
+        if (table.size() > table.capacity()) fail("more spilled blocks than records", table.size(), 0);
     }
   }
 
   void use_hints(Choices& choices, uint32_t size) {
-    if (!alone_) return;
-    RemoteTable table(view_);
+    if (!worker_) return;
+    if (!remote_) {
+      remote_.emplace(view_);
+      if (choices.chance(4)) remote_->clear();
+    }
+    RemoteTable& table = *remote_;
     const uint32_t host = choices.chance(2) ? choices.below(6) : choices.below(remote_host_count);
     uint64_t hashes[batch_max];
     uint64_t seed = 0;
@@ -230,7 +278,7 @@ class Actors {
       const bool known = seed_of(view_, identity_namespace(keys_[i].identity), seed);
       hashes[i] = known && choices.chance(2) ? remote_hash(seed, keys_[i]) : choices.word();
     }
-    switch (choices.below(6)) {
+    switch (choices.below(8)) {
       case 0: table.set_usable(host, choices.chance(2)); return;
       case 1: table.remove(host, hashes, size, tier_any); return;
       case 2: table.begin_anew(host); return;
@@ -238,9 +286,21 @@ class Actors {
         table.retire(host);
         table.drop();
         return;
-      case 4:
-        if (choices.chance(4)) table.clear();
+      case 4: return choices.chance(2) ? table.clear() : remote_.reset();
+      case 5: {
+        uint8_t what[batch_max];
+        for (uint32_t i = 0; i < size; ++i) what[i] = choices.byte() % 6;
+        return table.apply(host, what, hashes, size);
+      }
+      case 6: {
+        uint16_t hosts[batch_max * RemoteTable::copies_max];
+        uint8_t tiers[batch_max * RemoteTable::copies_max];
+        table.find(hashes, size, hosts, tiers);
+        for (uint32_t i = 0; i < size * RemoteTable::copies_max; ++i) {
+          if (hosts[i] != RemoteTable::nobody && hosts[i] >= remote_host_count) fail("no host", hosts[i], i);
+        }
         return;
+      }
       default: table.add(host, hashes, size, 1 + choices.below(3));
     }
   }
@@ -273,7 +333,10 @@ class Actors {
   const View view_;
   const Place& place_;
   const bool alone_;
+  const bool worker_;
   std::optional<Client> clients_[3];
+  std::optional<SpillTable> spill_;
+  std::optional<RemoteTable> remote_;
   Key keys_[batch_max];
   uint64_t handles_[batch_max] = {};
   Outcome outcomes_[batch_max];

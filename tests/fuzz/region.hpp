@@ -4,7 +4,8 @@
 // leave unused of their last page is poisoned: under the address sanitizer a step beyond the region, the
 // payload or (where there is padding) a table is found. Four states are built once through the core itself,
 // as engines would: fresh, busy (two strides, namespaces, pins, claims and an eviction left midway, a segment
-// half re-assigned), busy and gone on from there (with blocks on SSD and of other hosts, and adaptive eviction), and full. A run starts by copying one of them: some 20 us.
+// half re-assigned), busy and gone on from there (with blocks on SSD and of other hosts, and adaptive eviction), and
+// full. A run starts by copying one of them: some 20 us.
 #pragma once
 
 #include <array>
@@ -17,6 +18,7 @@
 
 #include "client.hpp"
 #include "header.hpp"
+#include "holdings.hpp"
 #include "registry.hpp"
 #include "remote_table.hpp"
 #include "repair.hpp"

@@ -16,6 +16,7 @@ from pegashm._native import MISSING, OK, SPILLED
 from pegashm.cache import Cache
 from pegashm.keys import namespace_of
 from pegashm.names import control_path
+from pegashm.units import MIB
 
 from tests.arenas import Shape, temporary_arena
 
@@ -129,6 +130,20 @@ def test_a_region_of_a_file_is_dropped(cache: Cache, table: _native.SpillTable) 
     assert [MISSING] * 4 == outcomes(cache, [2, 3, 4, 5])
 
 
+def test_however_long_the_stretch_it_costs_what_lies_there(
+    cache: Cache, table: _native.SpillTable
+) -> None:
+    """Place by place this would take days."""
+    for offset in (0, 1 << 30, 1 << 40, 1 << 62):
+        table.store(rows_of([offset.bit_length()], cache.namespace_id, offset=offset))
+    table.store(rows_of([99], cache.namespace_id, file=1))
+    assert 0 == table.drop(0, BYTES, 1 << 30)
+    assert 0 == table.drop(2, 0, 2**64 - 1)
+    assert 3 == table.drop(0, 0, (1 << 40) + 1)
+    assert 1 == table.drop(0, 0, 2**64 - 1)
+    assert [MISSING] * 4 + [SPILLED] == outcomes(cache, [0, 31, 41, 63, 99])
+
+
 def test_a_full_table_says_so(cache: Cache, table: _native.SpillTable) -> None:
     kept = table.store(rows_of(list(range(RECORDS + 5)), cache.namespace_id))
     assert [True] * RECORDS + [False] * 5 == kept.tolist()
@@ -199,12 +214,13 @@ def test_what_cannot_be_is_refused(cache: Cache, table: _native.SpillTable) -> N
 def test_against_a_dict(cache: Cache, table: _native.SpillTable, seed: int) -> None:
     """Ten thousand steps of storing, forgetting and dropping: what is found is what a dict says."""
     chance = random.Random(seed)
+    apart = MIB  # so that blocks lie in more stretches of the file than some ranges have, and in fewer than others
     known: dict[int, NDArray[np.void]] = {}
     for step in range(10_000):
         number = chance.randrange(300)
         choice = chance.random()
         if choice < 0.6:
-            place = {"file": chance.randrange(2), "sequence": step, "offset": step * BYTES}
+            place = {"file": chance.randrange(2), "sequence": step, "offset": step * apart}
             row = rows_of([number], cache.namespace_id, **place)
             room = number in known or len(known) < RECORDS
             assert room == table.store(row)[0]
@@ -212,15 +228,16 @@ def test_against_a_dict(cache: Cache, table: _native.SpillTable, seed: int) -> N
                 known[number] = row[0].copy()
         elif choice < 0.9 and number in known:
             assert 1 == table.forget(known.pop(number).reshape(1))
-        elif choice > 0.995:
-            first, end = sorted(chance.sample(range(step + 2), 2))
+        elif choice > 0.99:
+            first = chance.randrange(step + 2)
+            end = first + chance.choice((1, 50, 300, step + 2))
             file = chance.randrange(2)
             gone = [
                 key
                 for key, row in known.items()
-                if row["file"] == file and first * BYTES <= row["file_offset"] < end * BYTES
+                if row["file"] == file and first * apart <= row["file_offset"] < end * apart
             ]
-            assert len(gone) == table.drop(file, first * BYTES, end * BYTES)
+            assert len(gone) == table.drop(file, first * apart, end * apart)
             for key in gone:
                 del known[key]
     assert len(known) == len(table)
