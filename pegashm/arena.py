@@ -77,6 +77,8 @@ class Arena:
 
     def close(self) -> None:
         """Unmap, then drop every lock taken through `control_fd`. A second call does nothing."""
+        if self.region.closed:  # the descriptor's number may be another arena's by now
+            return
         self.region.close()
         close_lock_file(self.control_fd)
 

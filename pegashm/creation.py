@@ -120,6 +120,10 @@ def create(
 
     Whatever goes wrong, nothing stays behind but the empty control object, which its holder removes.
     """
+    if os.fstat(lock_fd).st_size:  # made in place, it would be another under its users' feet
+        raise ArenaBusyError(
+            f'arena "{name}" is there already: remove it with `pegashm purge --name {name} --yes`'
+        )
     try:
         for path in remove_leftovers(name, [layout.place.directory]):
             logger.info(

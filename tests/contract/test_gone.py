@@ -15,6 +15,7 @@ import pytest
 
 from pegashm.arena import open_arena
 from pegashm.creation import purge
+from pegashm.errors import ArenaBusyError
 from pegashm.names import control_path
 
 from tests.arenas import Shape, make_arena
@@ -101,7 +102,6 @@ def test_an_arena_that_changes_all_the_time(
 
     def purge_first(*arguments: object, **named: object) -> object:
         if engine.chance.random() < 0.3:
-            purge(name, force=True)
             again(name)
         return submit(*arguments, **named)
 
@@ -113,6 +113,17 @@ def test_an_arena_that_changes_all_the_time(
         again(name)
     engine.worker._submit = submit
     engine.until_hits()
+
+
+def test_nothing_is_made_over_what_is_there(arena_name: Callable[..., str]) -> None:
+    """In place it would be another arena under the feet of whoever is attached, and nobody would be told."""
+    name = arena_name(Shape())
+    with open_arena(name) as arena:
+        before = arena.region.header["region_id"]
+        with pytest.raises(ArenaBusyError, match="is there already"):
+            make_arena(Shape(), name=name)
+    with open_arena(name) as arena:
+        assert before == arena.region.header["region_id"]
 
 
 def test_whoever_leaves_last_does_not_wait_for_the_memory(
@@ -154,6 +165,7 @@ def clear(name: str) -> None:
 
 
 def again(name: str) -> None:
-    """An arena of that very name."""
+    """Another arena of that very name, whatever has it now."""
+    purge(name, force=True)
     made = make_arena(Shape(), name=name)
     assert made == name
