@@ -35,6 +35,7 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from pegashm import _native
 from pegashm.cache import Cache, Mode
 from pegashm.connector.attachment import Attachment
+from pegashm.connector.events import KvEvents
 from pegashm.connector.jobs import ArenaBlocks
 from pegashm.connector.promotions import Promotions
 from pegashm.connector.requests import (
@@ -45,6 +46,8 @@ from pegashm.connector.requests import (
 )
 from pegashm.connector.settings import SPILL_DEADLINE_MS
 from pegashm.connector.stats import Tally
+from pegashm.logs import tell
+from pegashm.notices import CHUNK_TOO_LARGE, CONNECTOR_FAILED
 from pegashm.payload_sums import Checksums, has_sums
 
 __all__ = ["PegaShmManager"]
@@ -67,20 +70,23 @@ logger = init_logger(f"vllm.{__name__}")  # under vLLM's own, whose handlers pri
 
 
 def _miss_on_error(instead: Callable[_P, _T]) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
-    """An error of ours must not become the engine's: log it once, answer what `instead` says."""
+    """An error of ours must not become the engine's: log it, seldom, and answer what `instead` says."""
 
     def decorate(method: Callable[_P, _T]) -> Callable[_P, _T]:
-        told = False
-
         @functools.wraps(method)
         def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-            nonlocal told
             try:
                 return method(*args, **kwargs)
-            except Exception:
-                if not told:
-                    told = True
-                    logger.exception("PegaShm: %s failed, which costs hits only", method.__name__)
+            except Exception:  # noqa: BLE001 - told, with the traceback
+                name = method.__name__
+                tell(
+                    CONNECTOR_FAILED,
+                    "%s failed, which costs hits only",
+                    name,
+                    subject=name,
+                    to=logger,
+                    trace=True,
+                )
                 return instead(*args, **kwargs)
 
         return guarded
@@ -101,13 +107,20 @@ class PegaShmManager(OffloadingManager):
         events: bool,
         checksums: Checksums = Checksums.OFF,
         spill_deadline_ms: int = SPILL_DEADLINE_MS,
+        events_while_idle: bool = False,
     ) -> None:
         self._attachment = attachment
         self._mode = mode
         self._chunk_bytes = chunk_bytes
         self._writers = writers
         self._checksums = checksums
-        self._events: list[OffloadingEvent] | None = [] if events else None
+        self._events: KvEvents | None = None
+        if (
+            events and mode is not Mode.SAVE_ONLY
+        ):  # who never loads has nothing that a router could count on
+            self._events = KvEvents(ssd=spill_deadline_ms > 0)
+            self._events.follow(attachment.cache)
+        self._events_while_idle = events_while_idle
         self._tally = Tally()
         self._promotions = Promotions(
             deadline_ms=0 if mode is Mode.SAVE_ONLY else spill_deadline_ms,
@@ -309,16 +322,6 @@ class PegaShmManager(OffloadingManager):
             return
         outcomes = cache.publish(handles, self._writers)
         self._stray.extend(handles[outcomes == _native.PENDING].tolist())
-        if self._events is not None:
-            published = [
-                key
-                for (key, _), outcome in zip(pairs, outcomes.tolist(), strict=True)
-                if outcome == _native.OK
-            ]
-            if published:
-                self._events.append(
-                    OffloadingEvent(published, Medium.CPU, removed=False, locality=Locality.LOCAL)
-                )
 
     # -- the step and the engine -----------------------------------------------------------------------
 
@@ -337,15 +340,21 @@ class PegaShmManager(OffloadingManager):
         self._return_strays()
         if self._attachment.look():
             self._forget_handles()
-            self._promotions.follow(self._cache)
+            self._follow()
 
     def get_stats(self) -> OffloadingConnectorStats | None:
         return self._tally.take()
 
+    @_miss_on_error(lambda self: ())
     def take_events(self) -> Iterable[OffloadingEvent]:
-        if self._events:
-            yield from self._events
-            self._events.clear()
+        return () if self._events is None else self._events.take()
+
+    @_miss_on_error(lambda self: False)
+    def has_pending_work(self) -> bool:
+        """Whether vLLM shall go on stepping without requests: to tell routers what one step could not. An engine that
+        sleeps tells nothing; one that shall not sleep says so in its settings."""
+        events = self._events
+        return events is not None and (self._events_while_idle or events.is_behind)
 
     @_miss_on_error(lambda *args, **kwargs: None)
     def reset_cache(self) -> None:
@@ -366,7 +375,7 @@ class PegaShmManager(OffloadingManager):
             self._storing.clear()
         finally:
             self._attachment.enter_fresh_namespace()
-            self._promotions.follow(self._cache)
+            self._follow()
 
     @_miss_on_error(lambda *args, **kwargs: None)
     def shutdown(self) -> None:
@@ -374,6 +383,11 @@ class PegaShmManager(OffloadingManager):
         self._attachment.close()
 
     # -- inside ----------------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        self._promotions.follow(self._cache)
+        if self._events is not None:
+            self._events.follow(self._cache)
 
     def _unpin(self, handles: Iterable[int]) -> None:
         if self._cache is not None:
@@ -427,12 +441,14 @@ class PegaShmManager(OffloadingManager):
             cache.reap_dead(most=1)
 
     def _tell_too_large(self, cache: Cache) -> None:
-        logger.warning_once(
-            'PegaShm: nothing is stored: a chunk of this engine has %d bytes, arena "%s" can hold blocks of up '
+        tell(
+            CHUNK_TOO_LARGE,
+            'nothing is stored: a chunk of this engine has %d bytes, arena "%s" can hold blocks of up '
             "to %d. Start it with a larger --segment-size, or the engine with smaller blocks_per_chunk",
             self._chunk_bytes,
             cache.name,
             cache.region.header["segment_bytes"],
+            to=logger,
         )
 
 

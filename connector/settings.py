@@ -68,6 +68,10 @@ OURS: Final[Mapping[str, Key]] = {
         "How long a request waits for its blocks on SSD and other hosts before they are computed; 0: it does not "
         "wait; at most 60000",
     ),
+    "kv_events_while_idle": Key(
+        "false",
+        "Publish KV events while no request runs as well: the engine then polls instead of sleeping. See docs/kv-events.md",
+    ),
 }
 VLLM: Final[Mapping[str, Key]] = {
     "block_size": Key(
@@ -100,6 +104,7 @@ class Settings:
     warning. `weights_version`: replaces the digest of the weights in the namespace. Quotas in bytes, 0: none.
     `checksums`: of blocks in memory, from the extra config or else PEGASHM_CHECKSUMS; None: what spec.py says.
     `spill_deadline_ms`: how long a request waits for its blocks on SSD before it is computed; 0: it never does.
+    `kv_events_while_idle`: KV events are published while no request runs as well, at the price of an engine that polls.
     """
 
     arena: str
@@ -111,6 +116,7 @@ class Settings:
     copy_threads: int = 1
     checksums: Checksums | None = None
     spill_deadline_ms: int = SPILL_DEADLINE_MS
+    kv_events_while_idle: bool = False
 
     def __post_init__(self) -> None:
         if not self.arena:
@@ -153,6 +159,7 @@ def settings_of(extra: Mapping[str, Any], environment: Mapping[str, str] | None 
         copy_threads=_count(extra, "copy_threads", 1),
         checksums=_checksums(extra, environment),
         spill_deadline_ms=_count(extra, "spill_deadline_ms", SPILL_DEADLINE_MS),
+        kv_events_while_idle=_switch(extra, "kv_events_while_idle"),
     )
 
 
@@ -168,6 +175,13 @@ def _count(extra: Mapping[str, Any], key: str, default: int) -> int:
     if isinstance(value, bool) or not str(value).isdecimal():
         raise ConfigError(f"{key} must be a whole number, got {value!r}")
     return int(value)
+
+
+def _switch(extra: Mapping[str, Any], key: str) -> bool:
+    value = extra.get(key, False)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key} must be true or false, got {value!r}")
+    return value
 
 
 def _checksums(extra: Mapping[str, Any], environment: Mapping[str, str]) -> Checksums | None:

@@ -75,6 +75,7 @@ class PegaShmOffloadingSpec(OffloadingSpec):
             events=self.kv_events_config.enable_kv_cache_events,
             checksums=self._checksums,
             spill_deadline_ms=self._settings.spill_deadline_ms,
+            events_while_idle=self._settings.kv_events_while_idle,
         )
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:

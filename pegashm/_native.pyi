@@ -377,6 +377,27 @@ def remote_holdings(
     """(remote hashes, tiers) of the blocks in records [first, end) that can be read. Records from `record_count` on
     are those on SSD; in all there are record_count + spill_record_count."""
 
+# What one namespace has on this host, for who keeps a list of it in step: see `connector/events.py`.
+def residency_signs(region: Region) -> tuple[int, int, int]:
+    """What to watch: journal_head, which spill files are usable, when the transport worker started. When one of the
+    latter two changes, any block may have come to or gone from SSD without an event."""
+
+def residency(region: Region, keys: Sequence[bytes], namespace_id: int) -> NDArray[np.uint8]:
+    """In which tiers each key's block is: TIER_MEMORY | TIER_SSD. One that is being evicted counts until it is gone."""
+
+def changed_keys(
+    region: Region, namespace_id: int, after: int, settled: int, limit: int
+) -> tuple[int, int, int, list[bytes]]:
+    """Keys that events of the journal after `after` speak of, at most `limit` events of all namespaces: (last event read,
+    events overwritten, events that nobody finished writing, keys). `settled`: as for remote_events(). Ask residency()
+    how they stand."""
+
+def resident_keys(
+    region: Region, namespace_id: int, first: int, records_max: int, keys_max: int
+) -> tuple[int, list[bytes]]:
+    """Keys of a namespace's blocks in the records from `first` on, those on SSD from `record_count` on, until so many
+    records were looked at or so many keys found: (the next record to look at, keys)."""
+
 class RemoteTable:
     """Which blocks other hosts hold, as every lookup sees it. One writer: who holds the lock of the transport worker.
 

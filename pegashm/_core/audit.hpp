@@ -145,12 +145,18 @@ inline bool possible_key(const View& view, const Key& key) noexcept {
 
 inline bool possible_event(const View& view, uint64_t place, const JournalEntry& entry) noexcept {
   const uint64_t event = entry.what & 0xFF;
+  const bool in_memory = event == static_cast<uint64_t>(Event::publish) ||
+                         event == static_cast<uint64_t>(Event::evict);
+  const bool on_ssd = event == static_cast<uint64_t>(Event::spill) ||
+                      event == static_cast<uint64_t>(Event::forget);
+  const uint32_t record = handle_record(entry.handle);
+  const Geometry& geometry = view.geometry;
   return entry.sequence < clock_max &&
          (entry.sequence & (view.geometry.journal_entry_count - 1)) == place &&
-         (event == static_cast<uint64_t>(Event::publish) ||
-          event == static_cast<uint64_t>(Event::evict)) &&
          (entry.what >> 8 & 0xFF) <= key_bytes_max &&
-         handle_record(entry.handle) < view.geometry.record_count;
+         ((in_memory && record < geometry.record_count) ||
+          (on_ssd && record >= geometry.record_count &&
+           record - geometry.record_count < geometry.spill_record_count));
 }
 
 inline CounterLabel expected_label(uint32_t index) noexcept {

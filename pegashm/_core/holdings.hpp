@@ -18,10 +18,12 @@ struct EventsRead {
   uint32_t count;  // operations written out
 };
 
-// Events after `after`, at most `limit` of them. One that cannot be read may be half written: it is waited for, by
-// stopping before it, unless it is not above `settled`, a head of the journal that was seen long enough ago.
-inline EventsRead read_events(const View& view, uint64_t after, uint64_t settled, uint32_t limit,
-                              uint8_t* ops, uint64_t* hashes) noexcept {
+// Events after `after`, at most `limit` of them, each given to `use(key, event)`, which says whether it counts. One that
+// cannot be read may be half written: it is waited for, by stopping before it, unless it is not above `settled`, a head
+// of the journal that was seen long enough ago.
+template <typename Use>
+inline EventsRead read_journal(const View& view, uint64_t after, uint64_t settled, uint32_t limit,
+                               Use use) noexcept {
   EventsRead read{after, 0, 0, 0};
   const uint64_t head = load_acquire(view.header().journal_head);
   const uint64_t size = view.geometry.journal_entry_count;
@@ -30,7 +32,6 @@ inline EventsRead read_events(const View& view, uint64_t after, uint64_t settled
     read.last = head - size;
     read.overrun = read.last - after;
   }
-  RemoteSeeds seeds(view);
   for (uint32_t seen = 0; seen < limit && read.last < head; ++seen) {
     JournalEntry event;
     if (!read_event(view, read.last + 1, event)) {
@@ -47,11 +48,26 @@ inline EventsRead read_events(const View& view, uint64_t after, uint64_t settled
     key.identity = make_identity(static_cast<uint32_t>(event.what >> 32),
                                  static_cast<uint16_t>(event.what >> 16),
                                  static_cast<uint8_t>(event.what >> 8));
-    if (!seeds.hash(key, hashes[read.count])) continue;
-    const Found found = find_key(view, key, buckets_of(view.geometry, key));
-    ops[read.count++] = static_cast<uint8_t>(found.ready ? RemoteOp::publish : RemoteOp::evict);
+    if (use(key, event.what & 0xFF)) ++read.count;
   }
   return read;
+}
+
+// What the events say to other hosts; of what is on SSD they hear by the log of the spill table.
+inline EventsRead read_events(const View& view, uint64_t after, uint64_t settled, uint32_t limit,
+                              uint8_t* ops, uint64_t* hashes) noexcept {
+  RemoteSeeds seeds(view);
+  uint32_t count = 0;
+  return read_journal(view, after, settled, limit, [&](const Key& key, uint64_t event) noexcept {
+    if (event != static_cast<uint64_t>(Event::publish) &&
+        event != static_cast<uint64_t>(Event::evict)) {
+      return false;
+    }
+    if (!seeds.hash(key, hashes[count])) return false;
+    const Found found = find_key(view, key, buckets_of(view.geometry, key));
+    ops[count++] = static_cast<uint8_t>(found.ready ? RemoteOp::publish : RemoteOp::evict);
+    return true;
+  });
 }
 
 // Blocks of the records [first, end) that can be read: in memory, and from record_count on those on SSD. How many;

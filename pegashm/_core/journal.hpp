@@ -1,6 +1,7 @@
-// What changed, in order? A ring of publish and evict events for directories of other hosts and for
-// `pegashm-dump --follow`.
+// What changed, in order? A ring of events for directories of other hosts, for engines that tell routers what they
+// can load (residency.hpp) and for `pegashm-dump --follow`.
 //
+// publish and evict: a block is in memory now, or no more; spill and forget: it is on SSD now, or no more.
 // A hint: events of a process killed between its state change and its append are missing, and a writer
 // stopped for a whole turn of the ring can garble one entry. Readers check what they act on.
 #pragma once
@@ -10,7 +11,7 @@
 
 namespace pegashm {
 
-enum class Event : uint8_t { publish = 1, evict = 2 };
+enum class Event : uint8_t { publish = 1, evict = 2, spill = 3, forget = 4 };
 
 inline void append(const View& view, Event event, const Key& key, uint64_t handle) noexcept {
   const uint64_t sequence = add_relaxed(view.header().journal_head, 1) + 1;

@@ -13,6 +13,7 @@
 
 #include "crash.hpp"
 #include "index.hpp"
+#include "journal.hpp"
 #include "remote_table.hpp"
 
 namespace pegashm {
@@ -120,6 +121,7 @@ class SpillTable {
       return none;
     }
     crash_point(CrashPoint::spill_entry_inserted);
+    tell(Event::spill, block.key, block.file, handle_of(index, generation));
     log(RemoteOp::spilled, block.key);
     link(index, place_of(block.file, block.file_offset));
     --free_count_;
@@ -210,6 +212,15 @@ class SpillTable {
     }
   }
 
+  // Whoever follows the journal sees `spill_usable` change, and then looks at all of it: the many records of a file that is
+  // being opened, or out of use, are no events.
+  void tell(Event event, const Key& key, uint32_t file, uint64_t handle) noexcept {
+    if (file >= spill_file_count || (load_acquire(view_.header().spill_usable) >> file & 1) == 0) {
+      return;
+    }
+    append(view_, event, key, handle);
+  }
+
   uint64_t handle_of(uint32_t index, uint64_t generation) const noexcept {
     return make_handle(view_.geometry.record_count + index, generation);
   }
@@ -238,13 +249,15 @@ class SpillTable {
   // The state goes first: from then on no lookup believes the entry.
   void take_out(uint32_t index) noexcept {
     SpillRecord& record = view_.spill(index);
-    const uint64_t generation = block_generation(load_acquire(record.state));
+    const uint64_t state = load_acquire(record.state);
+    const uint64_t generation = block_generation(state);
     const Buckets buckets = buckets_of(view_.geometry, spill_key(record));
     store_release(record.state, spill_state(false, 0, generation));
     crash_point(CrashPoint::spill_record_freed);
     const Key key = spill_key(record);
     erase_entry(view_, buckets, handle_of(index, generation));
     crash_point(CrashPoint::spill_entry_erased);
+    tell(Event::forget, key, spill_file(state), handle_of(index, generation));
     log(RemoteOp::unspilled, key);
   }
   void give_back(uint32_t index) noexcept {
