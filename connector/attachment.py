@@ -17,6 +17,8 @@ from pegashm.connector.parting import close_aside
 from pegashm.connector.settings import Settings
 from pegashm.errors import PegaShmError
 from pegashm.keys import Namespace
+from pegashm.logs import tell
+from pegashm.notices import ATTACHED, NOT_ATTACHED, RESERVE_SHORT
 
 __all__ = ["Attachment"]
 
@@ -101,29 +103,33 @@ class Attachment:
         )
         self._told = None
         self._tell_reserve(self.cache)
-        logger.info(
-            'PegaShm: attached to arena "%s" as client %d in %.1f ms',
+        tell(
+            ATTACHED,
+            'attached to arena "%s" as client %d in %.1f ms',
             self._settings.arena,
             self.cache.slot,
             (time.perf_counter() - start) * 1e3,
+            to=logger,
         )
 
     def _tell_reserve(self, cache: Cache) -> None:
         granted = cache.reserved_bytes if self._namespace.reserved_bytes else 0
         if granted < self._namespace.reserved_bytes:
-            logger.warning(
-                'PegaShm: of reserved_bytes=%d this engine has %d: the rest of arena "%s" is reserved by others, '
+            tell(
+                RESERVE_SHORT,
+                'of reserved_bytes=%d this engine has %d: the rest of arena "%s" is reserved by others, '
                 "see `pegashm-dump --name %s`",
                 self._namespace.reserved_bytes,
                 granted,
                 cache.name,
                 cache.name,
+                to=logger,
             )
 
     def _tell(self, what: str) -> None:
         """One warning for each new reason, not one for each look."""
         if what != self._told:
-            logger.warning("PegaShm: %s", what)
+            tell(NOT_ATTACHED, "%s", what, to=logger)
             self._told = what
 
 

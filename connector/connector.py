@@ -20,6 +20,8 @@ from pegashm.connector.namespace import engine_namespace
 from pegashm.connector.settings import settings_of
 from pegashm.connector.spec import NAMESPACE_KEY
 from pegashm.errors import ConfigError
+from pegashm.logs import tell
+from pegashm.notices import LOAD_FAILED
 from pegashm.supported import VLLM as TESTED_VLLM
 
 if TYPE_CHECKING:
@@ -87,7 +89,9 @@ class PegaShmConnector(OffloadingConnector):
             failed.discard(job_id)
             request = requests.get(job_id)
             if request is not None:
-                logger.warning("PegaShm: a load for request %s failed, it is computed", request)
+                tell(
+                    LOAD_FAILED, "a load for request %s failed, it is computed", request, to=logger
+                )
                 results.failed_recving.add(request)
         return results
 

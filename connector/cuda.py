@@ -57,6 +57,8 @@ from pegashm.connector.jobs import ArenaBlocks
 from pegashm.connector.parting import close_aside
 from pegashm.connector.reach import Reach
 from pegashm.connector.registration import Driver, Ground, Registrar
+from pegashm.logs import tell
+from pegashm.notices import CONNECTOR_FAILED, COPY_FAILED
 from pegashm.payload_sums import Checksums
 
 __all__ = ["Engine", "PegaShmCudaWorker", "device_driver", "vllm_engine"]
@@ -186,7 +188,13 @@ class _Mapped:
             return
         self._registrar.retire(then=self.reach.close)
         if wait_s and not self._registrar.join(wait_s):
-            logger.warning("PegaShm: unregistering memory has not ended in %.0f s", wait_s)
+            tell(
+                CONNECTOR_FAILED,
+                "unregistering memory has not ended in %.0f s: the end of this process does it",
+                wait_s,
+                subject="unregister",
+                to=logger,
+            )
 
     def _registered(self) -> bool:
         return self._registrar is not None and self._registrar.complete
@@ -278,7 +286,13 @@ class PegaShmCudaWorker(OffloadingWorker):
         try:
             self._start(mapped, job_id, blocks, gpu, is_store=is_store)
         except _NotStartedError as error:
-            logger.warning_once("PegaShm: copies cannot be started: %s", str(error))
+            tell(
+                COPY_FAILED,
+                "copies cannot be started: %s",
+                error,
+                subject=str(error),
+                to=logger,
+            )
             if is_store:
                 mapped.copyist.part_done(blocks.handles, False)
             self._end(job_id, failed_load=not is_store)
@@ -346,8 +360,14 @@ class PegaShmCudaWorker(OffloadingWorker):
             del self._landed[job_id]
             try:
                 failed = not self._account(mapped, landed)
-            except Exception:
-                logger.exception("PegaShm: copy job %d could not be accounted for", job_id)
+            except Exception:  # noqa: BLE001 - told, with the traceback
+                tell(
+                    COPY_FAILED,
+                    "copy job %d could not be accounted for: a load is computed, a store is dropped",
+                    job_id,
+                    to=logger,
+                    trace=True,
+                )
                 failed = True
             self._end(job_id, failed_load=failed and not landed.job.is_store, result=landed.result)
 
@@ -413,8 +433,14 @@ class PegaShmCudaWorker(OffloadingWorker):
         try:
             mapped.wait(set(self._pending))
             self._collect()
-        except Exception:
-            logger.exception("PegaShm: copies under way have ended in an error")
+        except Exception:  # noqa: BLE001 - told, with the traceback
+            tell(
+                COPY_FAILED,
+                "copies under way have ended in an error: loads are computed, stores are dropped",
+                subject="under way",
+                to=logger,
+                trace=True,
+            )
         self._integrity.drain()
         self._end_landed(mapped)
         for (
@@ -439,6 +465,12 @@ def _outcome(hashed: "Future[bool]") -> bool:
     """What hashing said; an error of ours is told and means that the bytes may not be used."""
     try:
         return hashed.result()
-    except Exception:
-        logger.exception("PegaShm: hashing failed")
+    except Exception:  # noqa: BLE001 - told, with the traceback
+        tell(
+            COPY_FAILED,
+            "hashing failed: a load is computed, a store is dropped",
+            subject="hashing",
+            to=logger,
+            trace=True,
+        )
         return False

@@ -15,6 +15,8 @@ from vllm.logger import init_logger
 from pegashm.cache import Copyist
 from pegashm.connector.chunks import ChunkLayout
 from pegashm.connector.jobs import ArenaBlocks
+from pegashm.logs import tell
+from pegashm.notices import BLOCK_DAMAGED
 from pegashm.payload_sums import Checksums, Hasher, Part, Verdict
 
 __all__ = ["Integrity"]
@@ -47,11 +49,13 @@ class Integrity:
         checked = copyist.verify(blocks.handles, blocks.offsets, self._part, self._hasher)
         if checked.damages:
             more = len(checked.damages) - 1
-            logger.warning(
-                "PegaShm: %s%s. It is computed, and no engine will be given these bytes. Memory errors are in "
+            tell(
+                BLOCK_DAMAGED,
+                "%s%s. It is computed, and no engine will be given these bytes. Memory errors are in "
                 "`dmesg` and `ras-mc-ctl --errors`",
                 checked.damages[0],
                 f" (and {more} more of this job)" if more else "",
+                to=logger,
             )
             return False
         return not (self._required and (checked.verdicts == Verdict.NO_SUM).any())

@@ -10,6 +10,9 @@ from typing import Protocol
 
 from vllm.logger import init_logger
 
+from pegashm.logs import tell
+from pegashm.notices import CONNECTOR_FAILED
+
 __all__ = ["close_aside"]
 
 logger = init_logger(f"vllm.{__name__}")  # under vLLM's own, whose handlers print it
@@ -29,5 +32,11 @@ def close_aside(thing: _Closable) -> threading.Thread:
 def _close(thing: _Closable) -> None:
     try:
         thing.close()
-    except Exception:
-        logger.exception("PegaShm: leaving an arena failed; the end of this process does it")
+    except Exception:  # noqa: BLE001 - told, with the traceback
+        tell(
+            CONNECTOR_FAILED,
+            "leaving an arena failed: the end of this process does it",
+            subject="leave",
+            to=logger,
+            trace=True,
+        )

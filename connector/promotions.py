@@ -21,6 +21,8 @@ from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import OffloadKey
 
 from pegashm.connector.stats import Tally
+from pegashm.logs import tell
+from pegashm.notices import TRANSPORT_NOT_ASKED
 from pegashm.transport.messages import KEYS_MAX, Answer, Done
 
 if TYPE_CHECKING:
@@ -99,9 +101,11 @@ class Promotions:
 
             self._client = TransportClient(cache.arena)
         except (ImportError, OSError) as error:
-            logger.warning(
-                "PegaShm: blocks that are not in memory cannot be asked for, they are misses: %s",
+            tell(
+                TRANSPORT_NOT_ASKED,
+                "blocks that are not in memory cannot be asked for, they are misses: %s",
                 error,
+                to=logger,
             )
             return
         self._look()
@@ -209,10 +213,13 @@ class Promotions:
             if state is not None and state.wait is not None:
                 self._answered(state, state.wait, done)
         if self._client.error:
-            logger.warning_once(
-                "PegaShm: the transport worker did not understand this engine, or this engine it: blocks that are "
+            tell(
+                TRANSPORT_NOT_ASKED,
+                "the transport worker did not understand this engine, or this engine it: blocks that are "
                 "not in memory are misses. %s",
                 self._client.error,
+                subject=self._client.error,
+                to=logger,
             )
             self._client.error = ""
 

@@ -13,6 +13,8 @@ from pegashm.cache import Copyist
 from pegashm.connector.jobs import ArenaBlocks
 from pegashm.connector.parting import close_aside
 from pegashm.errors import PegaShmError
+from pegashm.logs import tell
+from pegashm.notices import WORKER_WITHOUT_ARENA
 
 __all__ = ["Reach"]
 
@@ -39,7 +41,13 @@ class Reach:
         try:
             copyist = Copyist.open(self._arena)
         except PegaShmError as error:
-            logger.warning_once("PegaShm: this worker cannot reach the arena: %s", str(error))
+            tell(
+                WORKER_WITHOUT_ARENA,
+                "this worker cannot reach the arena: %s",
+                error,
+                subject=str(error),
+                to=logger,
+            )
             return None
         if copyist.region_id != blocks.region_id:
             copyist.close()

@@ -29,6 +29,9 @@ from typing import Final
 
 from vllm.logger import init_logger
 
+from pegashm.logs import tell
+from pegashm.notices import CONNECTOR_FAILED, GPU_MEMORY_NOT_REGISTERED, GPU_MEMORY_REGISTERED
+
 __all__ = ["CHUNK_BYTES", "Driver", "Ground", "Registrar", "next_chunk"]
 
 # While the driver registers it may hold up the engine's own calls: 25 ms at 0.1 s/GB with 4 KiB pages.
@@ -136,29 +139,45 @@ class Registrar:
         started = time.monotonic()
         try:
             self._register_all()
-        except Exception:
-            logger.exception("PegaShm: registering memory with the GPU driver failed")
+        except Exception:  # noqa: BLE001 - told, with the traceback
+            tell(
+                CONNECTOR_FAILED,
+                "registering memory with the GPU driver failed: copies are slower",
+                subject="register",
+                to=logger,
+                trace=True,
+            )
         if self.complete:
-            logger.info(
-                "PegaShm: %d bytes registered with the GPU driver in %d chunks, %.1f s",
+            tell(
+                GPU_MEMORY_REGISTERED,
+                "%d bytes registered with the GPU driver in %d chunks, %.1f s",
                 self._registered_bytes,
                 len(self._addresses),
                 time.monotonic() - started,
+                to=logger,
             )
         elif not self._closing.is_set():
-            logger.warning(
-                "PegaShm: the GPU driver has registered %d of %d bytes and refuses more: the rest is "
+            tell(
+                GPU_MEMORY_NOT_REGISTERED,
+                "the GPU driver has registered %d of %d bytes and refuses more: the rest is "
                 "copied through pageable memory, slower",
                 self._registered_bytes,
                 self._ground.total_bytes,
+                to=logger,
             )
         self._closing.wait()
         self._registered_bytes = 0
         try:
             while self._addresses:
                 self._driver.unregister(self._addresses.pop())
-        except Exception:
-            logger.exception("PegaShm: unregistering memory with the GPU driver failed")
+        except Exception:  # noqa: BLE001 - told, with the traceback
+            tell(
+                CONNECTOR_FAILED,
+                "unregistering memory with the GPU driver failed: the end of this process does it",
+                subject="unregister",
+                to=logger,
+                trace=True,
+            )
         self._then()
 
     def _register_all(self) -> None:

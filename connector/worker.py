@@ -40,6 +40,8 @@ from pegashm.connector.integrity import Integrity
 from pegashm.connector.jobs import ArenaBlocks
 from pegashm.connector.reach import Reach
 from pegashm.errors import ConfigError
+from pegashm.logs import tell
+from pegashm.notices import COPY_FAILED
 from pegashm.payload_sums import Checksums
 
 __all__ = ["PegaShmCpuWorker"]
@@ -144,8 +146,14 @@ class PegaShmCpuWorker(OffloadingWorker):
             copied = 0
             try:
                 copied = self._store(job) if job.is_store else self._load(job)
-            except BaseException:
-                logger.exception("PegaShm: copy job %d failed", job.job_id)
+            except BaseException:  # noqa: BLE001 - told, with the traceback
+                tell(
+                    COPY_FAILED,
+                    "copy job %d failed: a load is computed, a store is dropped",
+                    job.job_id,
+                    to=logger,
+                    trace=True,
+                )
             self._end(job, copied, time.perf_counter() - start)
 
     def _end(self, job: _Job, copied: int, elapsed: float) -> None:

@@ -47,7 +47,7 @@ from pegashm.liveness import (
     read_only_message,
     try_lock,
 )
-from pegashm.logs import logger
+from pegashm.logs import tell
 from pegashm.machine import (
     free_bytes,
     hugetlb_advice,
@@ -63,6 +63,7 @@ from pegashm.names import (
     pending_path,
     runtime_directory,
 )
+from pegashm.notices import LEFTOVER_IN_USE, LEFTOVER_REMOVED
 from pegashm.units import GIB, MIB, format_bytes
 from pegashm.witness import pid_of_holder
 
@@ -126,10 +127,12 @@ def create(
         )
     try:
         for path in remove_leftovers(name, [layout.place.directory]):
-            logger.info(
+            tell(
+                LEFTOVER_REMOVED,
                 "removed %s: left by an arena whose control region is gone (the host was restarted, or its "
                 "creator was killed), so nobody can say what is in it",
                 path,
+                path=path,
             )
         _check_memory(layout)
         _write_pending(name, layout.paths)
@@ -195,10 +198,12 @@ def _is_anothers(path: str) -> bool:
     its control object may be in the /dev/shm of another container, and its engines alive."""
     if os.path.dirname(path) == SHM_DIRECTORY or not _is_used(path):
         return False
-    logger.warning(
+    tell(
+        LEFTOVER_IN_USE,
         "%s is left alone: it belongs to another arena of this name, which living processes use "
         "(in a container with a /dev/shm of its own, or with a control region that was removed)",
         path,
+        path=path,
     )
     return True
 

@@ -20,7 +20,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from pegashm.logs import logger
+from pegashm.logs import logger, tell
+from pegashm.notices import ARENA_POPULATING
 from pegashm.populate import Progress
 from pegashm.units import format_bytes
 
@@ -65,7 +66,7 @@ class ProgressView:
             self._bar.update(self._task, completed=done)
         elif time.monotonic() >= self._line_at and not finished:
             self._line_at = time.monotonic() + _LINE_SECONDS
-            logger.info("%s", self._line(done))
+            tell(ARENA_POPULATING, "%s", self._line(done), bytes=done)
         if finished:
             self._ended = True
             self._stop_bar()

@@ -34,9 +34,29 @@ from pegashm.creation import (
 from pegashm.errors import ArenaBusyError, PegaShmError, ResourceError
 from pegashm.layout import plan_layout
 from pegashm.liveness import close_lock_file, live_slots
-from pegashm.logs import logger
+from pegashm.logs import tell
 from pegashm.machine import memlock_advice, memlock_limit, mount_of, thp_advice
 from pegashm.names import control_path
+from pegashm.notices import (
+    ARENA_CREATED,
+    ARENA_CREATING,
+    ARENA_DRAINING,
+    ARENA_KEPT,
+    ARENA_ON_DISK,
+    ARENA_POPULATED,
+    ARENA_READOPTED,
+    ARENA_READY,
+    ARENA_REMOVED,
+    ARENA_REPAIRED,
+    ARENA_UNCHECKED,
+    ARENA_UNFINISHED,
+    CLIENT_REAPED,
+    ENDING,
+    HUGE_PAGES_POSSIBLE,
+    MEMORY_NOT_BOUND,
+    MEMORY_NOT_LOCKED,
+    POPULATE_FAILED,
+)
 from pegashm.payload_watch import PayloadWatch
 from pegashm.populate import PopulatePlan, Populator
 from pegashm.progress import ProgressView
@@ -60,7 +80,7 @@ def serve(config: ServeConfig) -> None:
             with _arena(config, termination, notifier) as (arena, watch, existed):
                 _Supervisor(config, arena, watch, termination, notifier).run(existed)
         except StoppedError as stopped:
-            logger.info("%s before the arena was there: nothing is left of it", stopped)
+            tell(ENDING, "%s before the arena was there: nothing is left of it", stopped)
         finally:
             notifier.stopping()
 
@@ -87,10 +107,13 @@ def _leave(config: ServeConfig, arena: Arena) -> None:
         return
     if config.ephemeral:
         remove(config.name, _payload_paths(arena))
-        logger.info('arena "%s" removed, as --ephemeral asks', config.name)
+        tell(ARENA_REMOVED, 'arena "%s" removed, as --ephemeral asks', config.name)
     else:
-        logger.info(
-            'arena "%s" stays in place; %s removes it', config.name, purge_line(config.name)
+        tell(
+            ARENA_KEPT,
+            'arena "%s" stays in place; %s removes it',
+            config.name,
+            purge_line(config.name),
         )
 
 
@@ -121,7 +144,11 @@ def _create_or_check(
                     f'arena "{config.name}" has a damaged header, but clients {slots} still use it: '
                     f"stop them, then {purge_line(config.name)}"
                 )
-            logger.info('arena "%s" was never finished by its creator: created anew', config.name)
+            tell(
+                ARENA_UNFINISHED,
+                'arena "%s" was never finished by its creator: created anew',
+                config.name,
+            )
             remove_unfinished(config.name)
             close_lock_file(lock_fd)
         except BaseException:
@@ -140,7 +167,8 @@ def _create(
     except BaseException:
         remove_unfinished(config.name)
         raise
-    logger.info(
+    tell(
+        ARENA_CREATING,
         'creating arena "%s": %s payload in %s (%d segments of %s), %s control region, %s pages',
         config.name,
         format_bytes(layout.plan["payload_bytes"]),
@@ -151,9 +179,10 @@ def _create(
         format_bytes(layout.place.page_bytes),
     )
     if advice := thp_advice(layout.place.mount):
-        logger.info("advice: %s", advice)
+        tell(HUGE_PAGES_POSSIBLE, "advice: %s", advice)
     if not (layout.place.mount.is_tmpfs or layout.place.mount.is_hugetlb):
-        logger.warning(
+        tell(
+            ARENA_ON_DISK,
             "%s is on %s: the kernel will write the arena back to it; a tmpfs or hugetlbfs is better",
             layout.place.directory,
             layout.place.mount.kind,
@@ -165,7 +194,7 @@ def _create(
         notifier.status(f"reserving memory: {format_bytes(done)} of {format_bytes(total)}")
 
     create(config.name, lock_fd, layout, gid=gid, checkpoint=checkpoint)
-    logger.info("created and reserved in %.1f s", time.monotonic() - started)
+    tell(ARENA_CREATED, "created and reserved in %.1f s", time.monotonic() - started)
 
 
 @dataclass(slots=True)
@@ -199,7 +228,7 @@ class _Supervisor:
                 self.notifier.stopping()
                 keeper.stop()
                 populator.stop()
-        logger.info("%s received: ending", self.termination.signal_name)
+        tell(ENDING, "%s received: ending", self.termination.signal_name)
 
     def _readopt(self) -> None:
         """Make whole what the former supervisor, or clients while there was none, left.
@@ -216,22 +245,25 @@ class _Supervisor:
         except (
             PegaShmError
         ) as error:  # somebody stopped in the middle of attaching; or files are being removed
-            logger.warning(
+            tell(
+                ARENA_UNCHECKED,
                 'arena "%s" could not be checked: %s. Check it later: pegashm fsck --name %s --repair',
                 name,
                 error,
                 name,
             )
         else:
-            for line in report.summary_lines():
-                logger.warning("%s", line)
+            if lines := report.summary_lines():
+                tell(ARENA_REPAIRED, "%s", "; ".join(line.strip() for line in lines))
         if draining_since(region.header):
-            logger.warning(
+            tell(
+                ARENA_DRAINING,
                 'arena "%s" is being drained: engines store nothing in it until `pegashm drain --name %s --undo`',
                 name,
                 name,
             )
-        logger.info(
+        tell(
+            ARENA_READOPTED,
             'arena "%s" re-adopted: %d blocks ready, %d of %d segments usable',
             name,
             region.tally()["ready"],
@@ -280,13 +312,29 @@ class _Supervisor:
 
     def _reap(self) -> None:
         for report in reap_dead_clients(self.arena, None):
-            logger.info("%s", report)
+            tell(
+                CLIENT_REAPED,
+                "%s",
+                report,
+                slot=report.slot,
+                pid=report.pid,
+                label=report.label,
+                undone=report.undone,
+            )
 
     def _announce(self, segments_ready: int) -> None:
         self.announced = True
         total = self.arena.region.header["segment_count"]
         self.notifier.ready(f"{segments_ready} of {total} segments ready")
-        logger.info('ready: arena "%s", %d of %d segments', self.config.name, segments_ready, total)
+        tell(
+            ARENA_READY,
+            'ready: arena "%s", %d of %d segments',
+            self.config.name,
+            segments_ready,
+            total,
+            segments_ready=segments_ready,
+            segment_count=total,
+        )
 
     def _judge(self, populator: Populator) -> None:
         """Turn what went wrong while populating into an error, or a warning where we can go on."""
@@ -302,7 +350,7 @@ class _Supervisor:
             )
             if self.config.require_lock:
                 raise ResourceError(text)
-            logger.warning("%s. Unlocked pages may be swapped out; going on", text)
+            tell(MEMORY_NOT_LOCKED, "%s. Unlocked pages may be swapped out; going on", text)
         if progress.populate_errno:
             error, progress.populate_errno = progress.populate_errno, 0
             text = (
@@ -311,21 +359,30 @@ class _Supervisor:
             )
             if not progress.segments_ready:
                 raise ResourceError(text)
-            logger.error(
-                "%s. Serving the %d segments that are ready", text, progress.segments_ready
+            tell(
+                POPULATE_FAILED,
+                "%s. Serving the %d segments that are ready",
+                text,
+                progress.segments_ready,
+                segments_ready=progress.segments_ready,
             )
 
     def _report_populated(self, populator: Populator) -> None:
         progress = populator.progress
         if progress.bind_errno:
-            logger.warning(
+            tell(
+                MEMORY_NOT_BOUND,
                 "cannot bind to NUMA nodes (%s): memory is where the kernel put it",
                 os.strerror(progress.bind_errno),
             )
         if progress.done_bytes == populator.plan.payload_bytes:
             locked = populator.plan.lock and not progress.lock_errno
-            logger.info(
-                "populated%s %s", " and locked" if locked else "", format_bytes(progress.done_bytes)
+            tell(
+                ARENA_POPULATED,
+                "populated%s %s",
+                " and locked" if locked else "",
+                format_bytes(progress.done_bytes),
+                bytes=progress.done_bytes,
             )
 
     def _populate_plan(self) -> PopulatePlan:
@@ -354,8 +411,10 @@ def _check_memlock(config: ServeConfig, payload_bytes: int) -> None:
     if advice := memlock_advice(payload_bytes):
         if config.require_lock:
             raise ResourceError(f"this process {advice}")
-        logger.warning(
-            "this process %s. Going on without locking (--no-lock silences this)", advice
+        tell(
+            MEMORY_NOT_LOCKED,
+            "this process %s. Going on without locking (--no-lock silences this)",
+            advice,
         )
 
 

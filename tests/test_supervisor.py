@@ -7,7 +7,6 @@ read it. The last part forks children that kill themselves at the n-th call they
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import resource
@@ -483,14 +482,6 @@ def test_systemd_hears_ready_status_watchdog_and_stopping(
             while True:
                 heard += manager.recv(4096).decode().splitlines()
         assert "STOPPING=1" == heard[-1]
-
-
-def test_the_log_can_be_json(serve: Callable[..., Served]) -> None:
-    served = serve("--size", "32M", "--log-json")
-    served.wait_log("ready:")
-    served.end()
-    lines = [json.loads(line) for line in served.log.splitlines()]
-    assert any("ready" in line["message"] and "info" == line["level"] for line in lines)
 
 
 # -- killed anywhere ----------------------------------------------------------------------------

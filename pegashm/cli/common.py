@@ -14,6 +14,7 @@ import click
 
 from pegashm.config import read_file
 from pegashm.errors import ConfigError, PegaShmError
+from pegashm.logs import FORMATS, LEVELS
 
 __all__ = [
     "CONTEXT",
@@ -23,6 +24,7 @@ __all__ = [
     "clear_errors",
     "config_option",
     "json_option",
+    "log_options",
     "name_option",
     "parsed",
 ]
@@ -122,3 +124,29 @@ any_name_option = click.option(
     help="Name of the arena; an engine's own variable will do.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def log_options(function: _Function) -> _Function:
+    """--log-format and --log-level, of every command that runs until it is stopped."""
+    for option in (
+        click.option(
+            "--log-level",
+            type=click.Choice(list(LEVELS)),
+            default="info",
+            show_default=True,
+            envvar="PEGASHM_LOG_LEVEL",
+            show_envvar=True,
+            help="Log what is of this level or above.",
+        ),
+        click.option(
+            "--log-format",
+            type=click.Choice(list(FORMATS)),
+            default="text",
+            show_default=True,
+            envvar="PEGASHM_LOG_FORMAT",
+            show_envvar=True,
+            help="One line an event on standard error, for people or as a JSON object: see docs/logs.md.",
+        ),
+    ):
+        function = option(function)
+    return function

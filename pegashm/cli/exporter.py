@@ -4,7 +4,7 @@ import os
 
 import click
 
-from pegashm.cli.common import CONTEXT, any_name_option, clear_errors
+from pegashm.cli.common import CONTEXT, any_name_option, clear_errors, log_options
 
 __all__ = ["exporter"]
 
@@ -33,8 +33,11 @@ _NICER = 5
     show_default=True,
     help="At most so often count blocks, pins and claims, which is a pass over all block records.",
 )
+@log_options
 @clear_errors
-def exporter(name: str, http_listen: str, survey_seconds: float) -> None:
+def exporter(
+    name: str, http_listen: str, survey_seconds: float, log_format: str, log_level: str
+) -> None:
     """Serve an arena's metrics, health and status page over HTTP, until SIGTERM.
 
     It maps the control region read-only and is on no path of any engine: it may be killed, stopped or absent.
@@ -61,19 +64,26 @@ def exporter(name: str, http_listen: str, survey_seconds: float) -> None:
     from pegashm.exporter.routes import Exporter
     from pegashm.exporter.server import parse_listen
     from pegashm.names import control_path
+    from pegashm.notices import ENDING, EXPORTER_LISTENING
     from pegashm.termination import Termination
 
     address = parse_listen(http_listen)
     control_path(name)  # an error now for a name that cannot be one
-    logs.configure(as_json=False)
+    logs.configure(
+        logs.LogConfig(format=log_format, level=log_level, arena=name, process="exporter")
+    )
     os.nice(_NICER)
     with Termination() as termination:
         served = Exporter(name, address, survey_seconds=survey_seconds)
         served.start()
-        logs.logger.info(
-            'exporter of arena "%s" listens on http://%s/metrics', name, served.address
+        logs.tell(
+            EXPORTER_LISTENING,
+            'exporter of arena "%s" listens on http://%s/metrics',
+            name,
+            served.address,
+            address=served.address,
         )
         while not termination.wait(3600.0):
             pass
         served.stop()
-    logs.logger.info("exporter: %s received: ended", termination.signal_name)
+    logs.tell(ENDING, "exporter: %s received: ended", termination.signal_name)

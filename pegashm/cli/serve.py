@@ -7,7 +7,14 @@ from typing import Any, Final
 
 import click
 
-from pegashm.cli.common import CONTEXT, clear_errors, config_option, name_option, parsed
+from pegashm.cli.common import (
+    CONTEXT,
+    clear_errors,
+    config_option,
+    log_options,
+    name_option,
+    parsed,
+)
 from pegashm.config import (
     EVICTIONS,
     FABRICS,
@@ -18,7 +25,8 @@ from pegashm.config import (
     SpillConfig,
     parse_numa,
 )
-from pegashm.errors import ConfigError
+from pegashm.errors import ConfigError, PegaShmError
+from pegashm.notices import FAILED
 from pegashm.units import parse_bytes
 
 __all__ = ["serve"]
@@ -264,13 +272,7 @@ _NUMA: Final = parsed(parse_numa)
     show_envvar=True,
     help="What etcd shall list as our address. Default: that of --listen.",
 )
-@click.option(
-    "--log-json/--log-text",
-    default=False,
-    envvar="PEGASHM_LOG_JSON",
-    show_envvar=True,
-    help="Log one JSON object a line.",
-)
+@log_options
 @clear_errors
 def serve(
     name: str,
@@ -303,7 +305,8 @@ def serve(
     fabric: str,
     rdma_devices: str | None,
     advertise: str | None,
-    log_json: bool,
+    log_format: str,
+    log_level: str,
 ) -> None:
     """Create an arena, or re-adopt the one that is there, and look after it.
 
@@ -368,8 +371,17 @@ def serve(
     )
     from pegashm import logs, supervisor
 
-    logs.configure(as_json=log_json)
-    supervisor.serve(config)
+    logs.configure(
+        logs.LogConfig(format=log_format, level=log_level, arena=name, process="supervisor")
+    )
+    try:
+        supervisor.serve(config)
+    except (PegaShmError, OSError) as error:
+        if log_format != "json":
+            raise
+        # Whoever reads JSON finds the reason in it as well, and nothing else.
+        logs.tell(FAILED, "%s", error)
+        raise click.exceptions.Exit(2 if isinstance(error, ConfigError) else 1) from error
 
 
 def _spill_config(

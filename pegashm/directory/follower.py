@@ -31,7 +31,8 @@ from pegashm.directory.messages import (
     parse_delta,
 )
 from pegashm.directory.stream import Stream
-from pegashm.logs import logger
+from pegashm.logs import tell
+from pegashm.notices import PEER_MESSAGE_BAD, PEER_NOT_HEARD
 
 __all__ = ["Follower", "Host"]
 
@@ -213,7 +214,13 @@ class Follower:
             socket.connect(host.stream)
         except (zmq.ZMQError, OSError) as error:
             socket.close(linger=0)
-            logger.warning("directory: cannot follow the host at %s: %s", host.stream, error)
+            tell(
+                PEER_NOT_HEARD,
+                "directory: cannot follow the host at %s: %s",
+                host.stream,
+                error,
+                address=host.stream,
+            )
             return
         followed.socket = socket
         self._followed[socket] = followed
@@ -269,11 +276,21 @@ class Follower:
         followed.bad += 1
         self._region.count("remote_messages_bad")
         if followed.bad == 1:
-            logger.warning(
-                "directory: the host at %s sends what is none: %s", followed.host.stream, reason
+            tell(
+                PEER_MESSAGE_BAD,
+                "directory: the host at %s sends what is none: %s",
+                followed.host.stream,
+                reason,
+                subject=followed.host.stream,
+                address=followed.host.stream,
             )
         elif followed.bad == _BAD_MAX:
-            logger.warning("directory: not heard any more: the host at %s", followed.host.stream)
+            tell(
+                PEER_NOT_HEARD,
+                "directory: not heard any more: the host at %s: it sends what cannot be understood",
+                followed.host.stream,
+                address=followed.host.stream,
+            )
             self._leave(followed)
 
     def _look(self, now: float) -> None:

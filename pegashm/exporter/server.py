@@ -18,7 +18,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from pegashm import __version__
 from pegashm.errors import ConfigError, ResourceError
-from pegashm.logs import logger
+from pegashm.logs import tell
+from pegashm.notices import EXPORTER_ANSWER_FAILED
 from pegashm.peers.addresses import Address
 
 __all__ = ["Answer", "Handler", "Request", "Server", "json_answer", "parse_listen", "text_answer"]
@@ -191,7 +192,14 @@ class _Connection(BaseHTTPRequestHandler):
         try:
             return handler(Request(parts.path, query, headers))
         except Exception:  # noqa: BLE001 - one answer must not end the server
-            logger.exception("exporter: %s could not be answered", parts.path)
+            tell(
+                EXPORTER_ANSWER_FAILED,
+                "exporter: %s could not be answered",
+                parts.path,
+                subject=parts.path,
+                trace=True,
+                path=parts.path,
+            )
             return text_answer("it could not be answered: see the exporter's log\n", status=500)
 
     def _handler(self, path: str) -> Handler | None:

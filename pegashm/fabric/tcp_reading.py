@@ -43,7 +43,8 @@ from pegashm.fabric.tcp_wire import (
     payload_seed,
     stream_key,
 )
-from pegashm.logs import logger
+from pegashm.logs import tell
+from pegashm.notices import PEER_BYTES_BAD, PEER_READ_FAILED
 
 __all__ = ["TcpConnection"]
 
@@ -112,7 +113,7 @@ class TcpConnection(Connection):
             finally:
                 _await(under_way)
         except Exception as error:  # noqa: BLE001 - promised: a read never raises
-            logger.error("fabric: a read by TCP failed: %r", error)
+            tell(PEER_READ_FAILED, "fabric: a read by TCP failed: %r", error)
             return [FAILED] * len(parts)
         return outcomes
 
@@ -181,7 +182,14 @@ class TcpConnection(Connection):
             return
         except (OSError, ValueError) as error:
             if not self._closed:
-                logger.warning("fabric: no stream to %s: %s", self._offer.host, error)
+                tell(
+                    PEER_READ_FAILED,
+                    "fabric: no stream to %s: %s",
+                    self._offer.host,
+                    error,
+                    subject=self._offer.host,
+                    address=self._offer.host,
+                )
             job.settle(share, FAILED)
             return
         good = False
@@ -383,7 +391,7 @@ class _Stream:
                     done += 1
             del left[: done - (len(share) - len(left))]
         if not good:
-            logger.warning("fabric: bytes of a peer did not have the checksum sent with them")
+            tell(PEER_BYTES_BAD, "fabric: bytes of a peer did not have the checksum sent with them")
         return good
 
     # -- bytes, until the deadline -----------------------------------------------------------------

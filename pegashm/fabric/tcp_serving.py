@@ -49,7 +49,8 @@ from pegashm.fabric.tcp_wire import (
     same,
     stream_key,
 )
-from pegashm.logs import logger
+from pegashm.logs import tell
+from pegashm.notices import PEER_STREAM_REFUSED
 
 __all__ = ["Server"]
 
@@ -92,7 +93,6 @@ class Server:
         self.mutex = threading.Lock()
         self.stream_count = 0
         self.counters = {"bytes": 0, "requests": 0, "refused": 0, "malformed": 0, "streams": 0}
-        self.complain = _Complaints()
         self.loops = [_Loop(self, number) for number in range(loops)]
         self.loops[0].listen(self._listener)
         for loop in self.loops:
@@ -110,6 +110,10 @@ class Server:
         for loop in self.loops:
             loop.thread.join()
         self._listener.close()
+
+    def complain(self, text: str) -> None:
+        """Whoever reaches the port can make us say it: so it is said seldom."""
+        tell(PEER_STREAM_REFUSED, "%s", text, subject=self.port)
 
 
 class _Loop:
@@ -519,23 +523,3 @@ class Stream:
         self._blocks = []
         if self.ended:
             self._out = []
-
-
-class _Complaints:
-    """At most a line a second; how many were left out is said in the next."""
-
-    def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._next = 0.0
-        self._left_out = 0
-
-    def __call__(self, text: str) -> None:
-        with self._mutex:
-            now = time.monotonic()
-            if now < self._next:
-                self._left_out += 1
-                return
-            left_out, self._left_out = self._left_out, 0
-            self._next = now + 1.0
-        more = f" ({left_out} more lines like this were left out)" if left_out else ""
-        logger.warning("%s%s", text, more)

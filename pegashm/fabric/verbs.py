@@ -9,7 +9,6 @@ each other. Needs pyverbs and a device: importing this file, or opening the fabr
 from __future__ import annotations
 
 import contextlib
-import logging
 import secrets
 import threading
 import time
@@ -37,11 +36,12 @@ from pegashm.fabric.verbs_wire import (
     parse_answer,
     parse_offer,
 )
+from pegashm.logs import tell
+from pegashm.notices import RDMA_TROUBLE
 from pegashm.units import format_bytes
 
 __all__ = ["VerbsFabric", "VerbsOptions"]
 
-_log: Final = logging.getLogger(__name__)
 
 _PAYLOAD_BYTES_MAX: Final = PAGE_BYTES << 32  # a grant numbers pages in 32 bits
 _PROBE_SECONDS: Final = 2.0
@@ -219,7 +219,12 @@ class VerbsFabric(Fabric):
                 else:
                     faults.append(f"{self._devices[pair[0]].port.name}: {fault}")
             if faults:
-                _log.warning("verbs: no way to a peer by %s", "; ".join(faults))
+                tell(
+                    RDMA_TROUBLE,
+                    "verbs: no way to a peer by %s",
+                    "; ".join(faults),
+                    subject=tuple(faults),
+                )
             if not good:
                 raise ConnectionError("no READ from the peer succeeds: " + "; ".join(faults))
             if len(good) < len(pairs):
@@ -272,7 +277,7 @@ class VerbsFabric(Fabric):
                 try:
                     device.region(index)
                 except ResourceError as error:
-                    _log.warning("verbs: %s", error)
+                    tell(RDMA_TROUBLE, "verbs: %s", error, subject=str(error))
                     return
             # Others want the GIL, which pyverbs holds while it registers.
             self._closed.wait(0.001)

@@ -11,7 +11,6 @@ Called by the transport worker's fetching threads, several at once.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from bisect import bisect_right
@@ -25,10 +24,11 @@ from pegashm.fabric.verbs_memory import Chunks
 from pegashm.fabric.verbs_names import SGE, PyverbsError, SendWR, e
 from pegashm.fabric.verbs_queue import Queue, status_text
 from pegashm.fabric.verbs_wire import Row, parse_grant
+from pegashm.logs import tell
+from pegashm.notices import RDMA_CONNECTION_ENDED, RDMA_TROUBLE
 
 __all__ = ["Rail", "VerbsConnection"]
 
-_log: Final = logging.getLogger(__name__)
 
 _DRAIN_SECONDS: Final = 0.05
 # A few READs: poll this often at once (64 KiB take 10 us on a fast network), then with short sleeps between, which last
@@ -226,7 +226,7 @@ class VerbsConnection(Connection):
                 most=self._grant_bytes_max,
             )
         except ValueError as error:
-            _log.warning("verbs: nothing is read under lease %d: %s", grant.lease_id, error)
+            tell(RDMA_TROUBLE, "verbs: nothing is read under lease %d: %s", grant.lease_id, error)
             return [ReadOutcome.FAILED] * len(parts)
         reading = _Reading(parts, rows, len(self._rails))
         late = self._carry_out(reading, deadline)
@@ -343,7 +343,7 @@ class VerbsConnection(Connection):
         if self._broken:
             return
         self._broken = True
-        _log.info("verbs: connection %x ends: %s", self.number, why)
+        tell(RDMA_CONNECTION_ENDED, "verbs: connection %x ends: %s", self.number, why)
         for rail in self._rails:
             rail.queue.fail()
         until = time.monotonic() + _DRAIN_SECONDS

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -35,11 +34,12 @@ from pegashm.fabric.verbs_wire import (
     pack_grant,
     parse_introduction,
 )
+from pegashm.logs import tell
+from pegashm.notices import RDMA_CONNECTION_ENDED
 from pegashm.units import MIB, round_up
 
 __all__ = ["Serving"]
 
-_log: Final = logging.getLogger(__name__)
 
 _BIND_SECONDS: Final = 0.1
 _BINDS_AT_ONCE: Final = 64
@@ -145,7 +145,12 @@ class Serving:
                 try:
                     tables.append((connection.number, self._open(connection, lease_id, rows)))
                 except (PyverbsError, ResourceError, TimeoutError, ValueError) as error:
-                    _log.info("verbs: a peer's connection %x ends: %s", connection.number, error)
+                    tell(
+                        RDMA_CONNECTION_ENDED,
+                        "verbs: a peer's connection %x ends: %s",
+                        connection.number,
+                        error,
+                    )
                     broken.append(connection)
             for connection in broken:
                 self._drop(connection)

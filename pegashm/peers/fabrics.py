@@ -18,7 +18,8 @@ from pegashm._native import Region
 from pegashm.config import PeersConfig
 from pegashm.errors import PegaShmError, ResourceError
 from pegashm.fabric.interface import Fabric
-from pegashm.logs import logger
+from pegashm.logs import tell
+from pegashm.notices import RDMA_NOT_USED
 from pegashm.peers.addresses import Address
 from pegashm.peers.messages import Offer
 
@@ -55,7 +56,7 @@ def _try_verbs(
     except (OSError, PegaShmError) as error:
         if config.fabric == "verbs":
             raise ResourceError(f"--fabric verbs: {error}") from error
-        logger.info("payloads of other hosts come by TCP: %s", error)
+        tell(RDMA_NOT_USED, "payloads of other hosts come by TCP: %s", error)
 
 
 def _verbs(region: Region, lock_fd: int, devices: tuple[str, ...]) -> Fabric:

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from pegashm import _native
 from pegashm.cache import Cache
 from pegashm.fabric.interface import Fabric
+from pegashm.logs import tell
+from pegashm.notices import PEER_FETCH_FAILED
 from pegashm.peers.caller import Caller
-from pegashm.peers.complaints import Complaints
 from pegashm.peers.fetching import FetchError, Fetching
 from pegashm.peers.keys import KeyPair
 from pegashm.peers.known import Known, Peer
@@ -76,7 +77,6 @@ class Fetcher:
         self._pair = pair
         self._host_id = host_id
         self._answered = answered
-        self._complaints = Complaints()
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
         self._queue: deque[Wanted] = deque()
@@ -90,7 +90,6 @@ class Fetcher:
             table,
             fabrics,
             host_id=host_id,
-            complaints=self._complaints,
             again=self._put_back,
             suspect=suspect,
             stopping=lambda: self._stopping,
@@ -269,7 +268,14 @@ class Fetcher:
                 None if at in batch.later else failed.answer for at in range(len(batch.wanted))
             ]
             if peer.alive and good is not None:
-                self._complaints.say(f"fetch {peer.number}", f"host {peer}: {failed}")
+                tell(
+                    PEER_FETCH_FAILED,
+                    "host %s: %s",
+                    peer,
+                    failed,
+                    subject=peer.number,
+                    host_id=peer.host_id.hex(),
+                )
             if good is False:
                 caller.drop(peer.target)
         finally:

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from pegashm import _native
 from pegashm.cache import Cache
 from pegashm.fabric.interface import Fabric, Grant, Part, ReadOutcome
+from pegashm.logs import tell
+from pegashm.notices import PEER_BYTES_BAD
 from pegashm.payload_sums import payload_sum
 from pegashm.peers.caller import Caller
-from pegashm.peers.complaints import Complaints
 from pegashm.peers.known import Peer
 from pegashm.peers.messages import (
     LEASE_MS_MAX,
@@ -78,7 +79,6 @@ class Fetching:
         fabrics: Mapping[str, Fabric],
         *,
         host_id: bytes,
-        complaints: Complaints,
         again: Callable[[Sequence[Wanted]], None],
         suspect: Callable[[Peer, str], None],
         stopping: Callable[[], bool],
@@ -89,7 +89,6 @@ class Fetching:
         self._table = table
         self._fabrics = dict(fabrics)
         self._host_id = host_id
-        self._complaints = complaints
         self._again = again
         self._suspect = suspect
         self._stopping = stopping
@@ -317,10 +316,15 @@ class Fetching:
                 self._table.remove(
                     batch.peer.number, np.array([batch.wanted[place].mark], np.uint64)
                 )
-                self._complaints.say(
-                    f"damaged {batch.peer.number}",
-                    f"host {batch.peer}: block {batch.wanted[place].name[1].hex()} came with other bytes than "
-                    "were stored: dropped, which costs a miss",
+                key = batch.wanted[place].name[1].hex()
+                tell(
+                    PEER_BYTES_BAD,
+                    "host %s: block %s came with other bytes than were stored: dropped, which costs a miss",
+                    batch.peer,
+                    key,
+                    subject=batch.peer.number,
+                    host_id=batch.peer.host_id.hex(),
+                    key=key,
                 )
         return proven
 

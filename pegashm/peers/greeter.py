@@ -20,10 +20,10 @@ from typing import Final, Protocol
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from pegashm.logs import logger
+from pegashm.logs import tell
+from pegashm.notices import PEER_MESSAGE_BAD, PEER_NOT_REACHED
 from pegashm.peers.addresses import Address
 from pegashm.peers.caller import Target, harden
-from pegashm.peers.complaints import Complaints
 from pegashm.peers.fabrics import reachable_offers
 from pegashm.peers.keys import Keys
 from pegashm.peers.known import Known, Peer
@@ -113,7 +113,6 @@ class Greeter:
         self._keys = keys
         self._directory = directory
         self._advertise = advertise
-        self._complaints = Complaints()
         self._links: dict[Address, _Link] = {}
         self._routes: dict[bytes, _Link] = {}
         self._numbers = itertools.count(1)
@@ -310,8 +309,14 @@ class Greeter:
             elif isinstance(message, Refused):
                 self._refused(link, message)
             elif isinstance(message, Malformed):
-                why = f"it sent what cannot be understood: {message.reason}"
-                self._complaints.say(str(link.address), f"host at {link.address}: {why}")
+                tell(
+                    PEER_MESSAGE_BAD,
+                    "host at %s: it sent what cannot be understood: %s",
+                    link.address,
+                    message.reason,
+                    subject=str(link.address),
+                    address=str(link.address),
+                )
 
     def _welcomed(self, link: _Link, welcome: Welcome, now: float) -> None:
         link.greet_at = now + _KEEP_SECONDS
@@ -379,7 +384,13 @@ class Greeter:
     def _trouble(self, link: _Link, what: str) -> None:
         if link.said != what:
             link.said = what
-            logger.warning("no host at %s: %s. It is tried again", link.address, what)
+            tell(
+                PEER_NOT_REACHED,
+                "no host at %s: %s. It is tried again",
+                link.address,
+                what,
+                address=str(link.address),
+            )
 
     # -- snapshots -----------------------------------------------------------------------------------
 

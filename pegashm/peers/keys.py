@@ -23,7 +23,8 @@ import zmq
 import zmq.utils.z85
 
 from pegashm.errors import ConfigError, ResourceError
-from pegashm.logs import logger
+from pegashm.logs import tell
+from pegashm.notices import PEERS_KEYS_BAD
 from pegashm.peers.addresses import Address, parse_address
 
 __all__ = ["AllowList", "Allowed", "KeyPair", "Keys", "make_keys", "parse_allowed"]
@@ -105,7 +106,7 @@ class AllowList:
                 if must:
                     raise ConfigError(str(text)) from error
                 if self._seen is not None:
-                    logger.error("%s: going on with the list as it was", text)
+                    tell(PEERS_KEYS_BAD, "%s: going on with the list as it was", text)
 
     @property
     def entries(self) -> tuple[Allowed, ...]:

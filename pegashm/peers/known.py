@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pegashm.fabric.interface import Connection, Fabric
-from pegashm.logs import logger
+from pegashm.logs import tell
+from pegashm.notices import PEER_GONE, PEER_JOINED, PEER_LEFT_ALONE
 from pegashm.peers.addresses import Address
 from pegashm.peers.breaker import Breaker
 from pegashm.peers.caller import Target
@@ -114,7 +115,7 @@ class Known:
     def add(self, peer: Peer) -> None:
         with self._mutex:
             self._peers[peer.number] = peer
-        logger.info("host %s joined", peer)
+        tell(PEER_JOINED, "host %s joined", peer, host_id=peer.host_id.hex())
 
     def remove(self, peer: Peer, why: str) -> None:
         """It is gone: reads from it end now. `why` empty: there is nothing to tell."""
@@ -123,7 +124,13 @@ class Known:
                 del self._peers[peer.number]
             was, peer.alive = peer.alive, False
         if was and why:
-            logger.warning("host %s is gone: %s. Its blocks are misses until it is back", peer, why)
+            tell(
+                PEER_GONE,
+                "host %s is gone: %s. Its blocks are misses until it is back",
+                peer,
+                why,
+                host_id=peer.host_id.hex(),
+            )
         peer.close()
 
     # -- choosing ----------------------------------------------------------------------------------
@@ -164,4 +171,10 @@ class Known:
                 peer.failed += 1
                 opened = peer.breaker.failed(now)
         if opened and peer.alive:
-            logger.warning("host %s: fetches from it failed, it is left alone for a while", peer)
+            tell(
+                PEER_LEFT_ALONE,
+                "host %s: fetches from it failed, it is left alone for a while",
+                peer,
+                subject=peer.number,
+                host_id=peer.host_id.hex(),
+            )

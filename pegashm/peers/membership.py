@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from pegashm.errors import ConfigError
-from pegashm.logs import logger
+from pegashm.logs import tell
+from pegashm.notices import PEERS_LIST_KEPT
 from pegashm.peers.addresses import Address, parse_address
 
 __all__ = ["Members", "Source", "check_members"]
@@ -71,8 +72,11 @@ class _Dns(Source):
             found = socket.getaddrinfo(self._name.host, self._name.port, type=socket.SOCK_STREAM)
         except OSError as error:
             if not self._failing:
-                logger.warning(
-                    "cannot resolve %s: %s. The hosts known stay", self._name.host, error.strerror
+                tell(
+                    PEERS_LIST_KEPT,
+                    "cannot resolve %s: %s. The hosts known stay",
+                    self._name.host,
+                    error.strerror,
                 )
             self._failing = True
             return

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from pegashm.errors import ConfigError
-from pegashm.logs import logger
+from pegashm.logs import tell
+from pegashm.notices import PEERS_ENTRY_BAD, PEERS_LIST_KEPT
 from pegashm.peers.addresses import Address, parse_address
 from pegashm.peers.membership import Source
 
@@ -106,7 +107,7 @@ class Etcd(Source):
                     parse_address(key.removeprefix(self._prefix), f"the etcd key {key!r}")
                 )
             except ConfigError as error:
-                logger.warning("%s: passed over", error)
+                tell(PEERS_ENTRY_BAD, "%s: passed over", error, subject=key)
         self._addresses = frozenset(addresses)
 
     def _leave(self) -> None:
@@ -185,7 +186,8 @@ class Etcd(Source):
 
     def _trouble(self, error: Exception) -> None:
         if not self._failing:
-            logger.warning(
+            tell(
+                PEERS_LIST_KEPT,
                 "etcd at %s: %s. The hosts known stay; it is tried again",
                 self._endpoints[0],
                 error or type(error).__name__,

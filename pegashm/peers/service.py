@@ -27,10 +27,10 @@ from pegashm.config import PeersConfig
 from pegashm.directory.follower import Follower, Host
 from pegashm.directory.publisher import Publisher
 from pegashm.errors import ResourceError
-from pegashm.logs import logger
+from pegashm.logs import tell
+from pegashm.notices import PEER_REFUSED, PEERS_LISTENING
 from pegashm.peers.addresses import Address, parse_address
 from pegashm.peers.caller import ZAP_DOMAIN, harden
-from pegashm.peers.complaints import Complaints
 from pegashm.peers.fabrics import open_fabrics
 from pegashm.peers.fetcher import THREADS, Fetcher
 from pegashm.peers.greeter import Greeter
@@ -145,7 +145,8 @@ class PeerService:
         for number in range(THREADS):
             start(f"fetcher {number}", self.fetcher.run)
         self._members.start(start)
-        logger.info(
+        tell(
+            PEERS_LISTENING,
             "listening for other hosts on %s (%s%s)",
             self._listen,
             ", ".join(self._fabrics),
@@ -280,16 +281,19 @@ class _Doorkeeper:
 
     def __init__(self, allowed: AllowList) -> None:
         self._allowed = allowed
-        self._complaints = Complaints()
 
     def callback(self, _domain: str, key: bytes) -> bool:
         self._allowed.refresh()
         if self._allowed.allows(key):
             return True
         text = key.decode("ascii", "replace")
-        self._complaints.say(
-            f"key {text}",
-            f"a host with the public key {text} was refused: add it to {self._allowed.path} if it may talk to us",
+        tell(
+            PEER_REFUSED,
+            "a host with the public key %s was refused: add it to %s if it may talk to us",
+            text,
+            self._allowed.path,
+            subject=text,
+            public_key=text,
         )
         return False
 

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from pegashm import _native
 from pegashm.cache import Cache
 from pegashm.fabric.interface import Fabric, Served
-from pegashm.peers.complaints import Complaints
+from pegashm.logs import tell
+from pegashm.notices import PEER_LEASE_EXPIRED, PEER_MESSAGE_BAD
 from pegashm.peers.leases import Leases
 from pegashm.peers.messages import (
     ROW_FIELDS,
@@ -143,7 +144,6 @@ class Server:
         self._peers: dict[bytes, _Peer] = {}
         self._waiting: list[_Waiting] = []
         self._sending: deque[_Sending] = deque()
-        self._complaints = Complaints()
         self._stopping = threading.Event()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.served_blocks = 0
@@ -409,9 +409,14 @@ class Server:
             self._lease(waiting.route, waiting.token, waiting.pin, namespace_id)
         for lease in self._leases.expire(now):
             self._count("remote_leases_expired")
-            self._complaints.say(
-                f"expired {lease.peer.hex()}",
-                f"a lease of {len(lease.handles)} blocks was not given back in time by host {lease.peer.hex()[:12]}",
+            tell(
+                PEER_LEASE_EXPIRED,
+                "a lease of %d blocks was not given back in time by host %s",
+                len(lease.handles),
+                lease.peer.hex()[:12],
+                subject=lease.peer,
+                host_id=lease.peer.hex(),
+                blocks=len(lease.handles),
             )
         self._send_snapshots()
         if now >= self._look_at:
@@ -469,7 +474,14 @@ class Server:
     def _bad(self, who: bytes, text: str) -> None:
         self._count("remote_messages_bad")
         name = who.decode("ascii", "replace") if len(who) == 40 else who.hex()
-        self._complaints.say(name, f"from host {name or 'without a key'}: {text}")
+        tell(
+            PEER_MESSAGE_BAD,
+            "from host %s: %s",
+            name or "without a key",
+            text,
+            subject=name,
+            public_key=name,
+        )
 
     def _count(self, counter: str, amount: int = 1) -> None:
         if amount:

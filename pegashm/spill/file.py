@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import math
 import os
 import threading
@@ -32,6 +31,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pegashm.logs import tell
+from pegashm.notices import SPILL_READ_FAILED, SPILL_WRITE_FAILED
 from pegashm.spill.checksums import checksums_at, seeds_of
 from pegashm.spill.disk import PIECE_BYTES, THREADS, Disk, Pages
 from pegashm.spill.format import (
@@ -54,7 +55,6 @@ ERRORS_IN_A_ROW: Final = 3
 SYNC_SECONDS: Final = 5.0
 SEAL_SECONDS: Final = 1.0
 
-_log = logging.getLogger("pegashm")
 
 Rows = NDArray[Any]
 Words = NDArray[np.uint64]
@@ -426,11 +426,15 @@ class SpillFile:
                 self._sync_wanted.notify_all()
             errors = self._write_errors
         if error:
-            _log.error(
+            tell(
+                SPILL_WRITE_FAILED,
                 "spill file %s: a write failed: %s%s",
                 self.path,
                 os.strerror(error),
                 _OUT_OF_USE if errors == ERRORS_IN_A_ROW else "",
+                subject=(self.path, errors == ERRORS_IN_A_ROW),
+                path=self.path,
+                errno=error,
             )
         return error
 
@@ -503,13 +507,17 @@ class SpillFile:
                 self._read_errors = 0
             errors = self._read_errors
         if failures:
-            _log.error(
+            tell(
+                SPILL_READ_FAILED,
                 "spill file %s: %d of %d records could not be read: %s%s",
                 self.path,
                 len(failures),
                 len(records),
                 os.strerror(failures[0]),
                 _OUT_OF_USE if errors == ERRORS_IN_A_ROW else "",
+                subject=(self.path, errors == ERRORS_IN_A_ROW),
+                path=self.path,
+                errno=failures[0],
             )
 
     # -- syncing ---------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ one that hung is usable again when it answers. Called by the transport worker; e
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,8 @@ from types import TracebackType
 from typing import Any, Final
 
 from pegashm.errors import PegaShmError
+from pegashm.logs import tell
+from pegashm.notices import SPILL_ANSWERS, SPILL_NOT_OPENED
 from pegashm.spill.file import SpillFile
 
 __all__ = ["FILES_MAX", "SpillFiles"]
@@ -25,7 +26,6 @@ FILES_MAX: Final = 16
 STALL_SECONDS: Final = 5.0
 PROBE_SECONDS: Final = 1.0
 PROBE_SECONDS_MAX: Final = 60.0
-_log = logging.getLogger("pegashm")
 
 
 class SpillFiles:
@@ -69,8 +69,8 @@ class SpillFiles:
                 failures[path] = error
         if failures and len(failures) == len(paths):
             raise next(iter(failures.values()))
-        for failure in failures.values():
-            _log.error("%s (the other spill files are used)", failure)
+        for path, failure in failures.items():
+            tell(SPILL_NOT_OPENED, "%s (the other spill files are used)", failure, path=path)
         return cls(files, failures, stall_seconds=stall_seconds)
 
     def __enter__(self) -> SpillFiles:  # noqa: PYI034 - typing.Self came with Python 3.11
@@ -136,7 +136,13 @@ class SpillFiles:
             if file.probe():
                 self._probe_wait[number] = PROBE_SECONDS
                 back.append(number)
-                _log.warning("spill file %s answers again", file.path)
+                tell(
+                    SPILL_ANSWERS,
+                    "spill file %s answers again",
+                    file.path,
+                    spill_file=number,
+                    path=file.path,
+                )
             else:
                 self._probe_wait[number] = min(2 * self._probe_wait[number], PROBE_SECONDS_MAX)
             self._probe_at[number] = self._clock() + self._probe_wait[number]

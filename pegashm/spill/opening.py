@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import secrets
 import stat
@@ -23,6 +22,8 @@ import numpy as np
 
 from pegashm.errors import ArenaBusyError, FormatError, PegaShmError, ResourceError
 from pegashm.liveness import close_lock_file, open_guarded, try_lock
+from pegashm.logs import tell
+from pegashm.notices import SPILL_NOT_DIRECT, SPILL_SIZE_KEPT
 from pegashm.spill.disk import Pages
 from pegashm.spill.format import (
     PAGE_BYTES,
@@ -37,7 +38,6 @@ __all__ = ["CREATING_SUFFIX", "LOCK_BYTE", "OpenFile", "open_file", "open_or_cre
 
 CREATING_SUFFIX: Final = ".creating"
 LOCK_BYTE: Final = 1 << 40
-_log = logging.getLogger("pegashm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,8 @@ def open_or_create(path: str, size_bytes: int, *, region_bytes: int | None = Non
         _create(path, size_bytes, region_bytes)
     opened = open_file(path)
     if opened.superblock.file_bytes != size_bytes:
-        _log.warning(
+        tell(
+            SPILL_SIZE_KEPT,
             "spill file %s has %s (%d bytes), not the %s (%d bytes) asked for: it is used as it is. To change its "
             "size, stop the supervisor and type `rm %s` (what is in it is lost)",
             path,
@@ -65,6 +66,7 @@ def open_or_create(path: str, size_bytes: int, *, region_bytes: int | None = Non
             format_bytes(size_bytes),
             size_bytes,
             path,
+            path=path,
         )
     return opened
 
@@ -143,10 +145,12 @@ def _open(path: str, flags: int) -> tuple[int, bool]:
             "(for example `mkfs.xfs`), mount it, and name a file in it"
         )
     if not direct:
-        _log.warning(
+        tell(
+            SPILL_NOT_DIRECT,
             "%s: this file system refuses O_DIRECT, so its bytes pass through the page cache (slower, and it "
             "takes memory from others); ext4 and xfs do not",
             path,
+            path=path,
         )
     return descriptor, direct
 

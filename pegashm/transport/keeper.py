@@ -15,7 +15,8 @@ import sys
 import time
 
 from pegashm.config import ServeConfig
-from pegashm.logs import is_json, logger
+from pegashm.logs import configuration, tell
+from pegashm.notices import WORKER_ENDED, WORKER_NOT_STARTED, WORKER_STUCK
 from pegashm.transport.options import WorkerOptions
 
 __all__ = ["Keeper"]
@@ -60,28 +61,39 @@ class Keeper:
         try:
             process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
-            logger.error("the transport worker (pid %d) did not end: killed", process.pid)
+            tell(
+                WORKER_STUCK,
+                "the transport worker (pid %d) did not end: killed",
+                process.pid,
+                pid=process.pid,
+            )
             process.kill()
             # One that waits for a device that hangs cannot die before the device answers: leave it to init.
             try:
                 process.wait(1.0)
             except subprocess.TimeoutExpired:
-                logger.error("it waits for a device: see `dmesg`")
+                tell(
+                    WORKER_STUCK,
+                    "the transport worker (pid %d) waits for a device: see `dmesg`",
+                    process.pid,
+                    pid=process.pid,
+                )
 
     def _start(self, now: float) -> None:
+        log = configuration()
         options = WorkerOptions(
             name=self._config.name,
             spill=self._config.spill,
             peers=self._config.peers,
             group=self._config.group,
-            log_json=is_json(),
+            log=log and (log.format, log.level),
             parent_pid=os.getpid(),
         )
         command = [sys.executable, "-m", "pegashm.transport.worker", options.to_json()]
         try:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         except OSError as error:
-            logger.error("cannot start the transport worker: %s", error)
+            tell(WORKER_NOT_STARTED, "cannot start the transport worker: %s", error)
             self._again_later(now)
             return
         self._started_at = now
@@ -93,16 +105,19 @@ class Keeper:
             return
         if now - self._started_at >= _WELL_AFTER_SECONDS:
             self._pause = _PAUSE_SECONDS
-        self._process = None
+        pid, self._process = self._process.pid, None
         how = (
             f"was killed by {signal.Signals(-status).name}"
             if status < 0
             else f"ended with status {status}"
         )
-        logger.error(
+        tell(
+            WORKER_ENDED,
             "the transport worker %s: blocks on SSD and other hosts are misses until it is back, started again in %.1f s",
             how,
             self._pause,
+            pid=pid,
+            exit_status=status,
         )
         self._again_later(now)
 

@@ -19,7 +19,8 @@ from pegashm.cache import lock_registry, register
 from pegashm.errors import PegaShmError
 from pegashm.keys import Namespace
 from pegashm.liveness import REGISTRY_BYTE, unlock
-from pegashm.logs import logger
+from pegashm.logs import tell
+from pegashm.notices import NAMESPACE_NOT_LISTED
 from pegashm.spill.format import SpillNamespace
 
 __all__ = ["Namespaces"]
@@ -74,8 +75,12 @@ class Namespaces:
                 finally:
                     unlock(self._arena.control_fd, REGISTRY_BYTE)
             except PegaShmError as error:
-                logger.warning(
-                    'spill: blocks of namespace "%s" cannot be found: %s', namespace.label, error
+                tell(
+                    NAMESPACE_NOT_LISTED,
+                    'spill: blocks of namespace "%s" cannot be found: %s',
+                    namespace.label,
+                    error,
+                    namespace=namespace.fingerprint.hex(),
                 )
                 found = 0
             self._ids[namespace.fingerprint] = found

@@ -19,13 +19,13 @@ __all__ = ["WorkerOptions"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
     """`parent_pid`: ends with that process (0: with nobody). `stall_seconds`: when a device counts as hanging.
-    `lock_seconds`: how long to wait for a worker that is ending."""
+    `lock_seconds`: how long to wait for a worker that is ending. `log`: format and level, as the supervisor's."""
 
     name: str
     spill: SpillConfig | None = None
     peers: PeersConfig | None = None
     group: str | None = None
-    log_json: bool = False
+    log: tuple[str, str] | None = None
     parent_pid: int = 0
     stall_seconds: float = 2.0
     lock_seconds: float = 10.0
@@ -49,6 +49,8 @@ class WorkerOptions:
             if peers is not None:
                 lists = {key: tuple(peers[key]) for key in ("members", "rdma_devices")}
                 peers = PeersConfig(**peers | lists)
+            if fields.get("log") is not None:
+                fields["log"] = tuple(fields["log"])
             return cls(spill=spill, peers=peers, **fields)
         except ConfigError:
             raise

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pegashm import _native
-from pegashm.logs import logger
+from pegashm.logs import tell
+from pegashm.notices import SPILL_BLOCK_BAD
 from pegashm.payload_sums import PARTS_MAX, Part, store_sums
 from pegashm.spill.file import Fetch, SpillFile
 from pegashm.transport.messages import Answer, Done, Promote
@@ -329,22 +330,29 @@ class Promoter:
         self._tier.count("spill_damaged", int((outcomes == Fetch.DAMAGED).sum()))
         self._tier.count("spill_failed", int((outcomes == Fetch.FAILED).sum()))
         for fetch, what in (
-            (Fetch.DAMAGED, "holds other bytes than were written"),
+            (Fetch.DAMAGED, "hold other bytes than were written"),
             (Fetch.FAILED, "could not be read"),
         ):
             bad = rows[outcomes == fetch]
-            for row, key in zip(bad[:_NAMED_IN_LOG], keys_of(bad[:_NAMED_IN_LOG]), strict=True):
-                logger.error(
-                    "spill file %s: block %s at offset %d %s: dropped, which costs a miss",
-                    file.path,
-                    key.hex(),
-                    row["file_offset"],
-                    what,
-                )
-            if len(bad) > _NAMED_IN_LOG:
-                logger.error(
-                    "spill file %s: the same of %d more", file.path, len(bad) - _NAMED_IN_LOG
-                )
+            if not len(bad):
+                continue
+            named = keys_of(bad[:_NAMED_IN_LOG])
+            places = ", ".join(
+                f"{key.hex()} at offset {row['file_offset']}"
+                for row, key in zip(bad[:_NAMED_IN_LOG], named, strict=True)
+            )
+            tell(
+                SPILL_BLOCK_BAD,
+                "spill file %s: %d blocks %s: dropped, which costs misses: %s",
+                file.path,
+                len(bad),
+                what,
+                places,
+                subject=(file.path, what),
+                path=file.path,
+                keys=[key.hex() for key in named],
+                blocks=len(bad),
+            )
 
     def _finish(self, batch: Sequence[_Wanted], answers: Sequence[Answer]) -> None:
         now = time.monotonic()

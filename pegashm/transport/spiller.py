@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pegashm import _native
-from pegashm.logs import logger
+from pegashm.logs import tell
+from pegashm.notices import SPILL_WRITTEN
 from pegashm.transport.admission import Admission
 from pegashm.transport.backlog import Backlog
 from pegashm.transport.rows import full_key, handles_of, keys_of, words
@@ -170,11 +171,14 @@ class Spiller:
                 payload += opened.counters["payload_bytes_written"]
                 file += opened.counters["bytes_written"]
         limit = self._config.daily_bytes
-        logger.info(
+        tell(
+            SPILL_WRITTEN,
             "spill: %s written in the last 24 hours%s, write amplification %.3f",
             format_bytes(spent),
             f" of {format_bytes(limit)} allowed" if limit else "",
             file / payload if payload else 1.0,
+            bytes=spent,
+            bytes_allowed=limit,
         )
 
     # -- write behind ----------------------------------------------------------------------------

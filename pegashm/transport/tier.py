@@ -21,7 +21,14 @@ from pegashm import _native
 from pegashm.cache import Cache
 from pegashm.config import SpillConfig
 from pegashm.errors import PegaShmError
-from pegashm.logs import logger
+from pegashm.logs import tell
+from pegashm.notices import (
+    SPILL_IN_USE,
+    SPILL_NOT_OPENED,
+    SPILL_OPENED,
+    SPILL_OUT_OF_USE,
+    SPILL_TABLE_FULL,
+)
 from pegashm.spill.file import Advance, SpillFile
 from pegashm.spill.files import SpillFiles
 from pegashm.transport.budget import WriteBudget
@@ -85,21 +92,28 @@ class Tier:
                 error if isinstance(error, PegaShmError) else PegaShmError(f"{path}: {error}")
             )
             others = len(self.config.paths) > 1
-            logger.error(
+            tell(
+                SPILL_NOT_OPENED,
                 "%s%s",
                 error,
                 ". It is tried again when the supervisor restarts; other spill files go on"
                 if others
                 else "",
+                spill_file=number,
+                path=path,
             )
             return False
         else:
             self.files.files[number] = file
-            logger.info(
+            tell(
+                SPILL_OPENED,
                 "spill file %s: %s, %d blocks found",
                 path,
                 format_bytes(file.superblock.file_bytes),
                 listed,
+                spill_file=number,
+                path=path,
+                blocks=listed,
             )
             return True
         finally:
@@ -139,7 +153,8 @@ class Tier:
     def _say_full(self, count: int) -> None:
         if not self._full_said:
             self._full_said = True
-            logger.warning(
+            tell(
+                SPILL_TABLE_FULL,
                 "spill: the table lists at most %d blocks, the files hold more (%d found): the oldest cannot be "
                 "found. Start a new arena with a larger --spill-records",
                 self.table.capacity,
@@ -200,18 +215,21 @@ class Tier:
             if not changed >> number & 1 or file is None:
                 continue
             if usable >> number & 1:
-                logger.info("spill file %s is in use", path)
+                tell(SPILL_IN_USE, "spill file %s is in use", path, spill_file=number, path=path)
             else:
                 why = (
                     f"has not answered for {file.waiting_seconds:.1f} s"
                     if file.readable
                     else "failed several times in a row"
                 )
-                logger.error(
+                tell(
+                    SPILL_OUT_OF_USE,
                     "spill file %s %s: its blocks are misses until it answers again. Look at `dmesg` and at the "
                     "health of its device (`smartctl -a`)",
                     path,
                     why,
+                    spill_file=number,
+                    path=path,
                 )
         self._usable = usable
 

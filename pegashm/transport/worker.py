@@ -31,7 +31,8 @@ from pegashm.cache import Cache
 from pegashm.creation import group_id
 from pegashm.errors import ArenaBusyError, PegaShmError, ResourceError
 from pegashm.liveness import TRANSPORT_BYTE, try_lock
-from pegashm.logs import logger
+from pegashm.logs import LogConfig, tell
+from pegashm.notices import ENDING, FAILED, WORKER_LISTENING, WORKER_STUCK
 from pegashm.peers.service import PeerService
 from pegashm.termination import Termination
 from pegashm.transport.desk import Desk
@@ -45,6 +46,7 @@ from pegashm.transport.tier import Tier
 
 __all__ = ["main", "run"]
 
+_PROCESS: Final = "transport worker"
 _PR_SET_PDEATHSIG: Final = 1
 _POLL_MS: Final = 50
 _MESSAGES_AT_ONCE: Final = 64
@@ -60,15 +62,20 @@ def main(arguments: list[str]) -> int:
                 "the transport worker is started by `pegashm serve` (--spill, --listen)"
             )
         options = WorkerOptions.from_json(arguments[0])
-        logs.configure(as_json=options.log_json)
+        logs.configure(_log_config(options))
         _end_with(options.parent_pid)
         run(options)
     except (PegaShmError, OSError) as error:
-        if not logger.handlers:
-            logs.configure(as_json=False)
-        logger.error("transport worker: %s", error)
+        if logs.configuration() is None:
+            logs.configure(LogConfig(process=_PROCESS))
+        tell(FAILED, "transport worker: %s", error)
         return 1
     return 0
+
+
+def _log_config(options: WorkerOptions) -> LogConfig:
+    log_format, level = options.log or (LogConfig().format, LogConfig().level)
+    return LogConfig(format=log_format, level=level, arena=options.name, process=_PROCESS)
 
 
 def run(options: WorkerOptions) -> None:
@@ -119,10 +126,12 @@ class _Worker:
                 self._open_peers(os.path.dirname(self._endpoint.path))
                 self._start_threads()
                 self._cache.region.set_transport(self._endpoint.path, *self._pong)
-                logger.info(
+                tell(
+                    WORKER_LISTENING,
                     'transport worker of arena "%s" listens on %s',
                     self._options.name,
                     self._endpoint.path,
+                    path=self._endpoint.path,
                 )
                 self._loop(self._endpoint.router)
             finally:
@@ -150,7 +159,11 @@ class _Worker:
             return
         # Something still reads into our claims or writes from our pins. They are ours until the kernel has ended it,
         # and so is the lock: closing in good order would give that memory to others now.
-        logger.error("transport worker: a device has not answered: ending without waiting for it")
+        tell(
+            WORKER_STUCK,
+            "transport worker: a device has not answered: ending without waiting for it",
+            pid=os.getpid(),
+        )
         os._exit(1)
 
     # -- threads ---------------------------------------------------------------------------------
@@ -251,7 +264,7 @@ class _Worker:
                 look_at = now + _LOOK_EVERY_SECONDS
                 if not self._cache.arena.is_linked():
                     raise PegaShmError(f'arena "{self._options.name}" is gone: ending with it')
-        logger.info("transport worker: %s received: ending", self._termination.signal_name)
+        tell(ENDING, "transport worker: %s received: ending", self._termination.signal_name)
 
     def _judge(self) -> None:
         if self._failure is not None:

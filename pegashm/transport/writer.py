@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pegashm import _native
-from pegashm.logs import logger
+from pegashm.logs import tell
+from pegashm.notices import BLOCK_DAMAGED
 from pegashm.payload_sums import Verdict, check, condemn
 from pegashm.spill.file import Advance, Append, SpillFile
 from pegashm.transport.rows import blocks_of, handles_of
@@ -123,7 +124,7 @@ class Writer:
             if checked.damages:
                 condemn(region, checked.damages)
                 for damage in checked.damages:
-                    logger.error("spill: %s: not written to SSD", damage)
+                    tell(BLOCK_DAMAGED, "spill: %s: not written to SSD", damage)
             _, part_bytes, part_counts, _ = _native.read_sums(region, handles[summed])
             right = checked.verdicts == Verdict.OK
             layouts[summed[right]] = (

@@ -231,15 +231,7 @@ class Engine(Child):
 class Server(Child):
     """vLLM's OpenAI server, as `vllm serve` starts it; scheduler and worker in processes of their own."""
 
-    def __init__(
-        self,
-        model: Path,
-        arena: str,
-        log: Path,
-        *,
-        extra: Mapping[str, Any] | None = None,
-        options: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, model: Path, arena: str, log: Path) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -247,7 +239,7 @@ class Server(Child):
         command += ["--model", str(model), "--served-model-name", "tiny", "--port", str(self.port)]
         command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager"]
         command += ["--max-model-len", "4096", "--enable-prompt-tokens-details"]
-        command += ["--kv-transfer-config", json.dumps(transfer_config(extra)), *options]
+        command += ["--kv-transfer-config", json.dumps(transfer_config())]
         environment = engine_environment(arena, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
         super().__init__(command, log, environment)
 

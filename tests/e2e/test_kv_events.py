@@ -8,6 +8,7 @@ by the engine itself, by an engine next to it that publishes nothing, by evictio
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,16 @@ import zmq
 from pegashm.arena import open_arena
 from pegashm.cache import Cache
 
-from tests.e2e.engines import OPTIONS, Engine, Server, Supervisor, new_prompt
+from tests.e2e.engines import (
+    OPTIONS,
+    Child,
+    Engine,
+    Server,
+    Supervisor,
+    engine_environment,
+    new_prompt,
+    transfer_config,
+)
 from tests.e2e.test_spill import evict_all, figure, until, worker
 
 PATIENCE_S = 60.0
@@ -87,6 +97,25 @@ class Router:
         self._context.destroy(linger=0)
 
 
+class PublishingServer(Server):
+    """vLLM's own server, publishing KV events, also while it has no requests."""
+
+    def __init__(self, model: Path, arena: str, log: Path, *, endpoint: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        publishing = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": endpoint}
+        transfer = transfer_config({"kv_events_while_idle": True})
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--model", str(model), "--served-model-name", "tiny", "--port", str(self.port)]
+        command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager"]
+        command += ["--max-model-len", "4096", "--enable-prompt-tokens-details"]
+        command += ["--kv-transfer-config", json.dumps(transfer)]
+        command += ["--kv-events-config", json.dumps(publishing)]
+        environment = engine_environment(arena, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
+        Child.__init__(self, command, log, environment)
+
+
 @pytest.fixture
 def router(tmp_path: Path) -> Iterator[Router]:
     one = Router(f"ipc://{tmp_path}/events")
@@ -132,18 +161,8 @@ def test_a_router_knows_what_an_engine_can_load(
     supervisor.ready()
     until(lambda: worker(name) != 0)
     model = models("gemma3")
-    publishing = {
-        "enable_kv_cache_events": True,
-        "publisher": "zmq",
-        "endpoint": f"ipc://{tmp_path}/events",
-    }
-    server: Server = start(
-        Server,
-        model,
-        name,
-        extra={"kv_events_while_idle": True},
-        options=("--kv-events-config", json.dumps(publishing)),
-    )
+    endpoint = f"ipc://{tmp_path}/events"
+    server: Server = start(PublishingServer, model, name, endpoint=endpoint)
     neighbour: Engine = start(Engine, model, name, options=OPTIONS["gemma3"])
     server.ready()
     neighbour.ready()
