@@ -34,6 +34,7 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from pegashm import _native
 from pegashm.cache import Cache, Mode
+from pegashm.connector.accounts import Accounts
 from pegashm.connector.attachment import Attachment
 from pegashm.connector.events import KvEvents
 from pegashm.connector.jobs import ArenaBlocks
@@ -62,6 +63,7 @@ _ELSEWHERE: Final = (
     (_native.SPILLED, Medium.STORAGE, Locality.LOCAL),
     (_native.REMOTE, Medium.CPU, Locality.REMOTE),
 )
+_ELSEWHERE_OUTCOMES: Final = tuple(outcome for outcome, _, _ in _ELSEWHERE)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -128,6 +130,7 @@ class PegaShmManager(OffloadingManager):
             tally=self._tally,
         )
         self._promotions.follow(attachment.cache)
+        self._accounts = Accounts(self._tally, needs_sums=checksums is Checksums.REQUIRED)
         self._looked_up: dict[RequestState, None] = {}
         self._loading: dict[str, RequestState] = {}
         self._storing: dict[OffloadKey, int] = {}
@@ -172,7 +175,9 @@ class PegaShmManager(OffloadingManager):
         """Look up `key` and, in the same call, what vLLM will ask about next."""
         self._looked_up[state] = None
         if state.is_first_of_group(key):
-            cache.count_asked(state.onward(key, context))
+            demanded = state.onward(key, context)
+            cache.count_asked(demanded)
+            self._accounts.opened(context.req_id, state, demanded)
         if state.follows_a_lookup(key, context):  # a sliding window, from the end
             keys = [k for k in state.backward(key, context) if not state.is_hit(k)]
             handles, outcomes = cache.find(keys, pin=True)
@@ -192,6 +197,8 @@ class PegaShmManager(OffloadingManager):
                 (state.remote.add if outcome == _native.REMOTE else state.remote.discard)(asked)
             else:
                 state.missing.add(asked)
+                if outcome in _ELSEWHERE_OUTCOMES:
+                    state.unreached.add(asked)
 
     def _hits_to_be(
         self, outcomes: Any, state: RequestState, context: ReqContext
@@ -249,6 +256,7 @@ class PegaShmManager(OffloadingManager):
         promoted = sum(key in state.promoted for key in keys)
         remote = sum(key in state.promoted and key in state.remote for key in keys)
         self._tally.loaded(memory=len(handles) - promoted, ssd=promoted - remote, remote=remote)
+        self._accounts.loaded(cache, req_context.req_id, state, keys)
         cache.count_served(len(handles))
         offsets, sizes = cache.locate(handles)
         handles[sizes != self._chunk_bytes] = 0
@@ -270,6 +278,7 @@ class PegaShmManager(OffloadingManager):
         """Its blocks were used, in the engine's own cache too. Tail first: a block is useless when an
         earlier one of its chain is gone, so the head must count as used last."""
         state = request_state(req_context)
+        self._accounts.ended(self._cache, req_context.req_id)
         if state.wait is not None:
             self._promotions.end(req_context.req_id)
             self._drop(state)
@@ -332,6 +341,7 @@ class PegaShmManager(OffloadingManager):
     @_miss_on_error(lambda *args, **kwargs: None)
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         for request_id in context.new_req_ids:
+            self._accounts.ended(self._cache, request_id)
             self._promotions.end(request_id)  # it runs: what it waited for is of no use to it
         self._promotions.end_step()
         for state in tuple(self._looked_up):
@@ -424,6 +434,7 @@ class PegaShmManager(OffloadingManager):
 
     def _forget_handles(self) -> None:
         """The arena is another one: handles of the old one mean nothing."""
+        self._accounts.forget()
         for state in self._looked_up:
             state.clear()
         self._looked_up.clear()

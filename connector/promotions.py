@@ -255,7 +255,7 @@ class Promotions:
         if ticket is None:
             self._look()
             if not self._alive or time.monotonic() > self._alive_since + _CONNECTING_S:
-                self._refuse(state, wanted, "not_asked")
+                self._refuse(state, wanted, "not_asked", reason="not_sent")
             return
         wait.asked[ticket] = wanted
         state.asked.update(wanted)
@@ -273,12 +273,14 @@ class Promotions:
             else:
                 self._refuse(state, (key,), answer.name.lower())
 
-    def _refuse(self, state: RequestState, keys: Iterable[OffloadKey], why: str) -> None:
-        """They are misses to this request from now on."""
+    def _refuse(
+        self, state: RequestState, keys: Iterable[OffloadKey], why: str, *, reason: str = ""
+    ) -> None:
+        """They are misses to this request from now on; `reason` where there is more to it than is counted."""
         refused = list(keys)
         state.spilled.difference_update(refused)
         state.missing.update(refused)
-        state.refused.update(refused)
+        state.refused.update(dict.fromkeys(refused, reason or why))
         self._count(state, why, refused)
 
     def _count(self, state: RequestState, result: str, keys: Collection[OffloadKey]) -> None:

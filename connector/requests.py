@@ -28,8 +28,9 @@ class RequestState:
     been reset when the request came.
 
     Of keys on SSD or on other hosts, `spilled`: hits to be; `asked`: of those, what the worker was asked for;
-    `promoted`: what came into memory for us; `refused`: what did not; `remote`: which of all these were on other
-    hosts. `counted`: KV groups whose keys have been counted as asked for. `wait`: while it waits; `waits`: how often it has; `gave_up`: its deadline passed once.
+    `promoted`: what came into memory for us; `refused`: what did not, and why; `unreached`: what nobody was asked for;
+    `remote`: which of all these were on other hosts. `counted`: KV groups whose keys have been counted as asked for;
+    `demanded`: these keys, by group, until it is known what came of them (`accounts.py`). `wait`: while it waits; `waits`: how often it has; `gave_up`: its deadline passed once.
     """
 
     found: dict[OffloadKey, int] = field(default_factory=dict)
@@ -40,12 +41,14 @@ class RequestState:
     resets_before: int = 0
     asked: set[OffloadKey] = field(default_factory=set)
     promoted: set[OffloadKey] = field(default_factory=set)
-    refused: set[OffloadKey] = field(default_factory=set)
+    refused: dict[OffloadKey, str] = field(default_factory=dict)
+    unreached: set[OffloadKey] = field(default_factory=set)
     remote: set[OffloadKey] = field(default_factory=set)
     wait: Wait | None = None
     waits: int = 0
     gave_up: bool = False
     counted: set[bytes] = field(default_factory=set)
+    demanded: list[list[OffloadKey]] = field(default_factory=list)
     _groups: dict[bytes, list[OffloadKey]] = field(default_factory=dict)
     _places: dict[OffloadKey, int] = field(default_factory=dict)
     _known: int = 0
@@ -71,6 +74,7 @@ class RequestState:
         self.found.clear()
         self.missing.clear()
         self.spilled.clear()
+        self.unreached.clear()
 
     def onward(self, key: OffloadKey, context: ReqContext) -> list[OffloadKey]:
         """`key` and those that follow it in its KV group, as far as vLLM has told us the order."""

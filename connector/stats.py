@@ -22,6 +22,9 @@ from pegashm import _native
 
 __all__ = ["METRICS", "Tally"]
 
+_ASKED: Final = "vllm:pegashm_asked"
+_HITS: Final = "vllm:pegashm_hits"
+_MISSES: Final = "vllm:pegashm_misses"
 _LOOKUPS: Final = "vllm:pegashm_lookups"
 _STORES: Final = "vllm:pegashm_stores"
 _LOADS: Final = "vllm:pegashm_loads"
@@ -30,8 +33,24 @@ _FETCHES: Final = "vllm:pegashm_fetches"
 _WAITED: Final = "vllm:pegashm_promotion_wait_seconds"
 
 METRICS: Final[Mapping[str, OffloadingMetricMetadata]] = {
+    _ASKED: OffloadingCounterMetadata(
+        documentation="Blocks that requests asked for, each request's once, counted when it is known what came of them: "
+        "the sum of pegashm_hits and pegashm_misses.",
+        labelnames=(),
+    ),
+    _HITS: OffloadingCounterMetadata(
+        documentation="Blocks asked for and loaded, by where they were when the request came: memory, ssd or remote "
+        "(another host).",
+        labelnames=("tier",),
+    ),
+    _MISSES: OffloadingCounterMetadata(
+        documentation="Blocks asked for and not loaded, by reason, which is that of the first block missing from the "
+        "chain: never_stored, evicted, other_namespace, not_yet, pinned_out, tier_off, timed_out, checksum, overloaded, "
+        "failed, unused (found, and the engine did not want it).",
+        labelnames=("reason",),
+    ),
     _LOOKUPS: OffloadingCounterMetadata(
-        documentation="Blocks looked up in the arena, by result: hit, miss, pending (another engine is "
+        documentation="Blocks looked up in the arena, again in each step that a request waits, by result: hit, miss, pending (another engine is "
         "storing it just now), spilled (on SSD; see promotions for what came of it) or remote (on another host, as far "
         "as is known; see fetches).",
         labelnames=("result",),
@@ -103,6 +122,14 @@ class Tally:
         self._count(_PROMOTIONS, result, ssd)
         self._count(_FETCHES, result, remote)
 
+    def accounted(self, asked: int, counts: Mapping[str, int]) -> None:
+        """What came of `asked` blocks: hits_TIER and missed_REASON, which sum to it."""
+        if asked:
+            self._counts[_ASKED, ""] += asked
+        for name, amount in counts.items():
+            kind, _, which = name.partition("_")
+            self._count(_HITS if kind == "hits" else _MISSES, which, amount)
+
     def waited(self, seconds: float) -> None:
         self._waits.append(seconds)
 
@@ -112,7 +139,7 @@ class Tally:
             return None
         stats = OffloadingConnectorStats()
         for (metric, result), amount in self._counts.items():
-            stats.increase_counter(metric, amount, (result,))
+            stats.increase_counter(metric, amount, (result,) if result else ())
         for seconds in self._waits:
             stats.observe_histogram(_WAITED, seconds)
         self._counts.clear()

@@ -57,6 +57,7 @@ DRAINING: Final[
 ]  # claim(): the arena is being emptied, nothing is stored: see Region.set_draining
 
 STATUS_NAMES: Final[dict[int, str]]
+WHY_NAMES: Final[tuple[str, ...]]  # what Region.why_missing can say
 
 class FormatPlan(TypedDict):
     """Sizes that follow from a region's parameters; all in bytes or counts as named."""
@@ -205,6 +206,8 @@ class Region:
         """Rebuild hints from the records (free bitmap, namespace bytes, missing touches). Idempotent."""
     def count(self, counter: str, amount: int = 1) -> None:
         """Add to a counter by its key."""
+    def set_gauge(self, counter: str, value: int) -> None:
+        """Store a counter's value: only for its one writer."""
     def count_asked(self, keys: Sequence[bytes], namespace_id: int, *, at_s: int = 0) -> None:
         """Count what one request asks for, for `reuse`: all of it, once. `at_s`: when (0: now)."""
     def count_served(self, amount: int, *, at_s: int = 0) -> None:
@@ -240,6 +243,9 @@ class Region:
         heard_at_ns. Labels, but for `usable`."""
     def tally(self) -> dict[str, int]:
         """Records by state: free, claimed, ready, evicting, damaged; and `record_count`, `capacity`."""
+    def why_missing(self, keys: Sequence[bytes], namespace_id: int) -> list[str]:
+        """For keys that a lookup did not find, one of WHY_NAMES each: never_stored, evicted, other_namespace, not_yet,
+        refused (no room for it), damaged, present (after all), spilled. Hints, dearer than a lookup."""
     def survey(self, *, pins_max: int = 65536) -> dict[str, Any]:
         """All that one pass over the records can count, without the GIL: tally (records by state; damaged: no state at
         all), capacity, pinned, pinned_bytes, damaged (marked), summed, oldest_ready_ns; segments, parts (of a segment by

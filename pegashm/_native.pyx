@@ -277,6 +277,11 @@ cdef extern from "reuse.hpp" namespace "pegashm" nogil:
     void c_count_served "pegashm::count_served"(const View&, uint64_t, uint32_t)
     void read_reuse(const View&, uint32_t, uint32_t, ReuseWindow&)
 
+cdef extern from "missing.hpp" namespace "pegashm" nogil:
+    cdef cppclass CWhy "pegashm::Why":
+        pass
+    CWhy why_missing(const View&, const Key&)
+
 cdef extern from "survey.hpp" namespace "pegashm" nogil:
     enum: survey_parts_max
 
@@ -521,6 +526,8 @@ STATUS_NAMES = {
 
 _MAGIC = int.from_bytes(b"PEGASHM1", "little")
 _COPY_METHODS = {"auto": 0, "memcpy": 1, "streaming": 2, "rep_movsb": 3}
+# Names of `_core/missing.hpp`'s Why.
+WHY_NAMES = ("never_stored", "evicted", "other_namespace", "not_yet", "refused", "damaged", "present", "spilled")
 _COUNTER_INDEX = {counter_keys[i].decode(): i for i in range(counters_used)}
 
 BLOCK_FIELDS = np.dtype([
@@ -1101,6 +1108,10 @@ cdef class Region:
         cdef uint32_t index = _COUNTER_INDEX[counter]
         c_count(self.mapped_writable().counter_value(index).value, amount)
 
+    def set_gauge(self, str counter, uint64_t value):
+        cdef uint32_t index = _COUNTER_INDEX[counter]
+        store_release(self.mapped_writable().counter_value(index).value, value)
+
     def count_asked(self, keys, uint32_t namespace_id, *, uint64_t at_s=0):
         cdef View* view = self.mapped_writable()
         cdef _Keys batch = _Keys(keys, namespace_id)
@@ -1303,6 +1314,12 @@ cdef class Region:
                 capacity += segment_capacity(view.geometry, index, segment_stride(state))
         return {"free": tallies[0], "claimed": tallies[1], "ready": tallies[2], "evicting": tallies[3],
                 "damaged": tallies[4], "record_count": view.geometry.record_count, "capacity": capacity}
+
+    def why_missing(self, keys, uint32_t namespace_id):
+        cdef View* view = self.mapped()
+        cdef _Keys batch = _Keys(keys, namespace_id)
+        cdef uint32_t i
+        return [WHY_NAMES[<int>why_missing(view[0], batch.keys[i])] for i in range(batch.count)]
 
     def survey(self, *, uint32_t pins_max=65536):
         cdef View* view = self.mapped()

@@ -76,6 +76,8 @@ inline uint64_t again_share(const View& view) noexcept {
 
 // A ghost: fingerprint:16 << 48 | again:1 << 47 | due / 4; 0 = none.
 inline constexpr uint64_t ghost_due_mask = (uint64_t{1} << 47) - 1;
+// A ghost that no block left: its store was refused for want of room.
+constexpr bool is_refusal(uint64_t ghost) noexcept { return (ghost & ghost_due_mask) == 0; }
 
 struct GhostPlace {
   uint64_t index;
@@ -137,6 +139,7 @@ class Uses {
     if (ghost == 0 || ghost >> 48 != place.fingerprint) return now | touch_counted;
     store_relaxed(word, 0);
     crash_point(CrashPoint::ghost_taken);
+    if (is_refusal(ghost)) return now | touch_counted;
     const uint64_t due = (ghost & ghost_due_mask) * touch_step;
     const uint64_t age_max = 16 * blocks(stride) * use_ticks;
     if (due < now && now - due > age_max) return now | touch_counted;
@@ -171,13 +174,34 @@ inline void leave_ghost(const View& view, const Key& key, uint64_t touch) noexce
   if (touch == 0 || eviction_of(view) != Eviction::adaptive) return;
   const bool again = (touch & touch_again) != 0;
   const GhostPlace place = ghost_of(view, key);
-  store_relaxed(view.ghost(place.index), place.fingerprint << 48 | uint64_t{again} << 47 |
-                                             (touch / touch_step & ghost_due_mask));
+  const uint64_t due = std::max<uint64_t>(touch / touch_step & ghost_due_mask, 1);
+  store_relaxed(view.ghost(place.index), place.fingerprint << 48 | uint64_t{again} << 47 | due);
   crash_point(CrashPoint::ghost_left);
   const uint64_t share = again_share(view);
   const uint64_t next = share - share / 1024 + (again ? again_one / 1024 : 0);
   store_relaxed(view.header().again_share, std::max<uint64_t>(next, 1));
   crash_point(CrashPoint::again_share_written);
+}
+
+// What is left of a block that was not stored, since everything was in use. Only where no ghost stands: they teach.
+inline void leave_refusal(const View& view, const Key& key) noexcept {
+  if (eviction_of(view) != Eviction::adaptive) return;
+  const GhostPlace place = ghost_of(view, key);
+  uint64_t& word = view.ghost(place.index);
+  if (!is_refusal(load_relaxed(word))) return;  // SYNC none: a hint, whole in one word
+  store_relaxed(word, std::max<uint64_t>(place.fingerprint, 1) << 48);
+  crash_point(CrashPoint::ghost_left);
+}
+
+// What the ghosts know of a block that is not there.
+enum class Trace : uint8_t { none = 0, evicted = 1, refused = 2 };
+
+inline Trace trace_of(const View& view, const Key& key) noexcept {
+  const GhostPlace place = ghost_of(view, key);
+  const uint64_t ghost = load_relaxed(view.ghost(place.index));  // SYNC none: a hint
+  if (ghost == 0) return Trace::none;
+  if (!is_refusal(ghost)) return ghost >> 48 == place.fingerprint ? Trace::evicted : Trace::none;
+  return ghost >> 48 == std::max<uint64_t>(place.fingerprint, 1) ? Trace::refused : Trace::none;
 }
 
 }  // namespace pegashm

@@ -161,7 +161,7 @@ inline bool possible_event(const View& view, uint64_t place, const JournalEntry&
 
 inline CounterLabel expected_label(uint32_t index) noexcept {
   CounterLabel label{};
-  label.type = 1;
+  label.type = counter_type(index);
   label.key_bytes = static_cast<uint32_t>(std::strlen(counter_keys[index]));
   std::memcpy(label.key, counter_keys[index], label.key_bytes);
   return label;

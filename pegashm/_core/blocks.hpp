@@ -8,6 +8,7 @@
 #pragma once
 
 #include "adaptive.hpp"
+#include "clock.hpp"
 #include "counters.hpp"
 #include "crash.hpp"
 #include "index.hpp"
@@ -147,6 +148,7 @@ inline void unlink_evicted(const View& view, uint64_t handle) noexcept {
   leave_ghost(view, key, load_relaxed(view.touched(handle_record(handle))));
   append(view, Event::evict, key, handle);
   count(view, Counter::evictions);
+  count_residence(view, load_acquire(block.published_at_ns), clock_ns(CLOCK_REALTIME_COARSE));
 }
 
 // READY -> FREE.

@@ -128,6 +128,9 @@ class Client {
       handles[i] = 0;
       outcomes[i] = stride == 0 ? Outcome::too_large
                                 : claim_one(keys[i], stride, payload_bytes, now, handles[i]);
+      if (outcomes[i] == Outcome::no_space || outcomes[i] == Outcome::quota) {
+        leave_refusal(view_, keys[i]);
+      }
       ++tallies[static_cast<uint8_t>(outcomes[i])];
     }
     const auto tally = [&tallies](Outcome outcome) noexcept {

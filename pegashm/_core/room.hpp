@@ -5,17 +5,9 @@
 // a full arena costs an engine nothing.
 #pragma once
 
-#include <ctime>
-
 #include "evict.hpp"
 
 namespace pegashm {
-
-inline uint64_t clock_ns(clockid_t clock) noexcept {
-  timespec now{};
-  clock_gettime(clock, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
-}
 
 // Private memory of where free records of a stride were last found.
 struct FreeCursor {

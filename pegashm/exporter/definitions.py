@@ -11,11 +11,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["DEFINITIONS", "MISS_REASONS", "TIERS", "Definition", "definitions_by_name", "histogram"]
+__all__ = ["DEFINITIONS", "MISS_REASONS", "TIERS", "Definition", "definitions_by_name"]
 
 TIERS: Final = ("memory", "ssd", "remote")
 # Reasons for which a block that a request asked for did not come from the cache: the counters `missed_REASON`.
-MISS_REASONS: Final[Mapping[str, str]] = {}
+# Why a block that a request asked for did not come from the cache: the counters `missed_REASON`.
+MISS_REASONS: Final[Mapping[str, str]] = {
+    "never_stored": "no trace of it: never stored here, or evicted so long ago that nothing remembers it",
+    "evicted": "evicted from memory and not on SSD, overwritten there, or gone from the host that had it",
+    "other_namespace": "stored by engines whose bytes are not interchangeable (model, dtype, layout, version)",
+    "not_yet": "another engine is storing it just now",
+    "pinned_out": "its store, or its way back into memory, found all of it pinned, claimed or reserved",
+    "tier_off": "on SSD or another host, and nobody brings it: no worker lives, or the engine does not ask",
+    "timed_out": "on SSD or another host, and it did not come before the deadline (`spill_deadline_ms`)",
+    "checksum": "other bytes than were stored; or without checksums, to an engine that requires them",
+    "overloaded": "on SSD or another host, and more was asked for than can be brought",
+    "failed": "on SSD or another host, and the device, the connection or the host failed",
+    "unused": "found, and the engine did not load it (it computes the end of each prompt itself)",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +42,7 @@ class Definition:
     section: str
     labels: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
+    buckets: str = ""  # of a histogram: what its counters begin with
 
     @property
     def exposed(self) -> str:
@@ -36,11 +50,6 @@ class Definition:
         return {"counter": f"{self.name}_total", "info": f"{self.name}_info"}.get(
             self.kind, self.name
         )
-
-
-def histogram(name: str) -> str:
-    """What the region's counters of a histogram begin with: `NAME_le_BOUND`, `NAME_sum_ms`."""
-    return f"{name}_"
 
 
 _ARENA: Final = "The arena"
@@ -75,6 +84,17 @@ def _counter(
         section=section,
         labels=() if label is None else (label,),
         keys=keys,
+    )
+
+
+def _histogram(section: str, name: str, text: str, buckets: str) -> Definition:
+    return Definition(
+        name=f"pegashm_{name}",
+        kind="histogram",
+        unit="seconds",
+        help=text,
+        section=section,
+        buckets=buckets,
     )
 
 
@@ -145,6 +165,31 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
     ),
     _gauge(_ARENA, "survey_duration_seconds", "seconds", "What that pass took."),
     # -- requests ------------------------------------------------------------------------------------
+    _counter(
+        _REUSE,
+        "asked_blocks",
+        "blocks",
+        "Blocks that requests of engines asked for, each request's once, counted when it is known what came of them: the "
+        "sum of hit_blocks and missed_blocks.",
+        None,
+        {"": "asked"},
+    ),
+    _counter(
+        _REUSE,
+        "hit_blocks",
+        "blocks",
+        "Blocks asked for and loaded, by the tier where they were found.",
+        "tier",
+        {tier: f"hits_{tier}" for tier in TIERS},
+    ),
+    _counter(
+        _REUSE,
+        "missed_blocks",
+        "blocks",
+        "Blocks asked for and not loaded, by the reason for which the first missing one of their chain was.",
+        "reason",
+        {reason: f"missed_{reason}" for reason in MISS_REASONS},
+    ),
     _gauge(
         _REUSE,
         "reuse_ceiling_ratio",
@@ -221,6 +266,12 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
         {"stored": "bytes_stored", "loaded": "bytes_loaded"},
     ),
     _counter(_INDEX, "evictions", "blocks", "Blocks evicted.", None, {"": "evictions"}),
+    _histogram(
+        _INDEX,
+        "block_residence_seconds",
+        "How long evicted blocks had been in memory.",
+        "residence",
+    ),
     _counter(
         _INDEX,
         "evictions_refused",
@@ -430,6 +481,12 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
             "damaged": "spill_damaged",
         },
     ),
+    _histogram(
+        _SSD,
+        "promotion_seconds",
+        "How long a request for blocks on SSD took, whatever came of it.",
+        "promote",
+    ),
     _counter(
         _SSD,
         "spill_write_errors",
@@ -512,6 +569,12 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
             "late": "remote_late",
             "damaged": "remote_damaged",
         },
+    ),
+    _histogram(
+        _HOSTS,
+        "fetch_seconds",
+        "How long a request for blocks of other hosts took, whatever came of it.",
+        "fetch",
     ),
     _counter(
         _HOSTS,

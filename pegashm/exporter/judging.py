@@ -138,7 +138,7 @@ def _tiers(reading: Reading) -> Iterator[Reason]:
             yield Reason(
                 "budget_spent",
                 f"{format_bytes(written)} of {format_bytes(limit)} were written in 24 hours",
-                "a larger --spill-daily-bytes, or --spill-admission second-touch",
+                "a larger --spill-daily-writes, or --spill-admission second-touch",
             )
     if peers is not None and peers.said.get("peers") and reading.worker_alive:
         usable = [peer for peer in peers.as_dict()["peers"] if peer["usable"]]

@@ -154,12 +154,31 @@ def _add_counters(into: _Families, counters: Mapping[str, int], journal_head: in
                     counters[key],
                     *((value,) if definition.labels else ()),
                 )
+        if definition.buckets:
+            _add_histogram(into, definition, counters)
     elsewhere = sum(
         counters.get(f"misses_{where}", 0) for where in ("pending", "spilled", "remote")
     )
     # Read one by one while others count.
     into.add("lookups", max(0, counters.get("misses", 0) - elsewhere), "miss")
     into.add("journal_events", journal_head)
+
+
+def _add_histogram(into: _Families, definition: Definition, counters: Mapping[str, int]) -> None:
+    """Prometheus' buckets are cumulative, the region's are not."""
+    prefix = f"{definition.buckets}_le_"
+    bounds = [key.removeprefix(prefix) for key in counters if key.startswith(prefix)]
+    buckets: list[tuple[str, float]] = []
+    count = 0
+    for bound in sorted(bounds, key=float):
+        count += counters[prefix + bound]
+        buckets.append(("+Inf" if bound == "inf" else str(float(bound)), count))
+    if buckets:
+        into.add_histogram(
+            definition.name.removeprefix("pegashm_"),
+            buckets,
+            counters.get(f"{definition.buckets}_sum_us", 0) / 1e6,
+        )
 
 
 def _add_survey(into: _Families, reading: Reading) -> None:

@@ -47,6 +47,8 @@ _COUNTED: Final = {
     Answer.NO_SPACE: "remote_refused",
     Answer.LATE: "remote_late",
 }
+# Another host may give what this one did not.
+_ASK_ANOTHER: Final = (Answer.MISSING, Answer.FAILED, Answer.OVERLOADED, Answer.DAMAGED)
 
 Words = NDArray[np.uint64]
 
@@ -299,7 +301,7 @@ class Fetcher:
                 if answer is None:  # in the queue already
                     continue
                 wanted.hosts = tuple(n for n in wanted.hosts if n != batch.peer.number)
-                elsewhere = answer in (Answer.MISSING, Answer.FAILED, Answer.OVERLOADED)
+                elsewhere = answer in _ASK_ANOTHER
                 if elsewhere and wanted.deadline() > now and not self._stopping:
                     wanted.last = answer
                     self._queue.append(wanted)

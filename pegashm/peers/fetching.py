@@ -259,7 +259,10 @@ class Fetching:
         for place, outcome in zip(places.tolist(), outcomes, strict=True):
             if outcome is not ReadOutcome.OK:
                 answers[place] = Answer.LATE if outcome is ReadOutcome.LATE else Answer.FAILED
+        came = good.copy()
         proven = self._prove(batch, lease, places, offsets, good)
+        for place in places[came & ~good].tolist():
+            answers[place] = Answer.DAMAGED
         self._confirm(caller, batch.peer, lease, places, good, proven)
         if not good.all():
             self._client.abandon(held[~good])

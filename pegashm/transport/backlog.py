@@ -33,6 +33,11 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def nbytes(self) -> int:
+        """Of all that wait."""
+        return self._bytes
+
     def add(self, handle: int, nbytes: int, now: float) -> bool:
         """False when there is no room for it; True also when it waits already."""
         if handle in self._waiting:

@@ -3,13 +3,14 @@
 Requests of engines, and those of other hosts for what is on our SSD, come to this desk. What is on SSD here goes to the
 promoter, all else to the fetcher; when both have answered, their answers are put together into one. Either may be
 absent (no --spill, no --peers), and then its blocks are MISSING. `submit` may be called from any thread; `pump` and
-`expire` by the worker's main thread.
+`expire` by the worker's main thread. How long each part took is counted in the region (`latencies.py`).
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
@@ -17,6 +18,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from pegashm import _native
+from pegashm.transport.latencies import observe
 from pegashm.transport.messages import Answer, Done, Promote
 from pegashm.transport.promoter import Reply
 
@@ -43,22 +45,34 @@ class _Order:
     open: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one bringer was asked for: the places of its keys in the order, since when."""
+
+    order: _Order
+    places: list[int]
+    name: str
+    since: float
+
+
 class Desk:
-    """`table` lists what is on SSD; None without --spill."""
+    """`table` lists what is on SSD; None without --spill. `region`: where latencies are counted."""
 
     def __init__(
         self,
         table: _native.SpillTable | None,
         promoter: Bringer | None,
         fetcher: Bringer | None,
+        *,
+        region: _native.Region | None = None,
     ) -> None:
+        self._region = region
         self._table = table
         self._promoter = promoter
         self._fetcher = fetcher
         self._mutex = threading.Lock()
         self._tickets = itertools.count(1)
-        # ticket of a part -> the order and the places of its keys; one space for both bringers
-        self._parts: dict[int, tuple[_Order, list[int]]] = {}
+        self._parts: dict[int, _Part] = {}  # by ticket; one space for both bringers
 
     def submit(self, request: Promote, done: Callable[[Done], None], *, fetch: bool = True) -> None:
         """`done` is called once, from some thread. `fetch` False: only from SSD."""
@@ -69,16 +83,17 @@ class Desk:
         near, far = np.flatnonzero(on_ssd).tolist(), np.flatnonzero(~on_ssd).tolist()
         order = _Order(request.request_id, done, bytearray([Answer.MISSING]) * count, 0)
         lots: list[tuple[Bringer, int, Promote]] = []
+        now = time.monotonic()
         with self._mutex:
-            for bringer, places in (
-                (self._promoter, near),
-                (self._fetcher if fetch else None, far),
+            for name, bringer, places in (
+                ("promote", self._promoter, near),
+                ("fetch", self._fetcher if fetch else None, far),
             ):
                 if bringer is None or not places:
                     continue
                 ticket = next(self._tickets)
                 order.open += 1
-                self._parts[ticket] = (order, places)
+                self._parts[ticket] = _Part(order, places, name, now)
                 keys = tuple(request.keys[at] for at in places)
                 lots.append((bringer, ticket, replace(request, request_id=ticket, keys=keys)))
         if not lots:
@@ -99,10 +114,13 @@ class Desk:
 
     def _answered(self, done: Done) -> None:
         with self._mutex:
-            order, places = self._parts.pop(done.request_id)
-            for place, outcome in zip(places, done.outcomes, strict=True):
+            part = self._parts.pop(done.request_id)
+            order = part.order
+            for place, outcome in zip(part.places, done.outcomes, strict=True):
                 order.outcomes[place] = outcome
             order.open -= 1
             complete = not order.open
+        if self._region is not None:
+            observe(self._region, part.name, time.monotonic() - part.since)
         if complete:
             order.done(Done(order.request_id, bytes(order.outcomes)))

@@ -69,10 +69,11 @@ class Answer(IntEnum):
     MISSING = 1  # not on SSD, or not any more
     NO_SPACE = 2  # memory is full of what may not be evicted
     OVERLOADED = 3  # more is asked for than can be read: ask nobody again for this request
-    FAILED = 4  # the device did not give it, or gave other bytes than were written
+    FAILED = 4  # the device or the host did not give it
     LATE = 5  # the deadline passed first
     PENDING = 6  # somebody else is writing this very block to memory: it will be there, or not
     LOST = 7  # said by the client itself: the worker ended or changed before it answered
+    DAMAGED = 8  # it gave other bytes than were written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

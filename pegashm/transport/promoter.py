@@ -408,5 +408,5 @@ _FETCHED: Final = {
     Fetch.OK: Answer.OK,
     Fetch.STALE: Answer.MISSING,
     Fetch.FAILED: Answer.FAILED,
-    Fetch.DAMAGED: Answer.FAILED,
+    Fetch.DAMAGED: Answer.DAMAGED,
 }

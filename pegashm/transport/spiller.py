@@ -156,9 +156,24 @@ class Spiller:
             sizes = dict(zip(watched.tolist(), described["payload_bytes"].tolist(), strict=True))
             for handle in self._admission.look(watched.tolist(), described["touched"].tolist()):
                 self._remember(handle, sizes[handle])
+        self._say_gauges()
         if now >= self._report_at:
             self._report_at = now + _REPORT_EVERY_SECONDS
             self._report()
+
+    def _say_gauges(self) -> None:
+        """What only we know, for whoever reads the region."""
+        with self._mutex:
+            blocks, nbytes = len(self._under_way), self._under_way_bytes
+        for gauge, value in (
+            ("spill_files", len(self._config.paths)),
+            ("spill_listed", len(self._tier.table)),
+            ("spill_backlog_blocks", blocks + len(self._backlog)),
+            ("spill_backlog_bytes", nbytes + self._backlog.nbytes),
+            ("spill_daily_bytes_limit", self._config.daily_bytes),
+            ("spill_daily_bytes_written", self._tier.budget.spent()),
+        ):
+            self._region.set_gauge(gauge, value)
 
     def _report(self) -> None:
         spent = self._tier.budget.spent()

@@ -184,6 +184,7 @@ class _Worker:
             None if self._spill is None else self._spill.tier.table,
             None if self._spill is None else self._spill.promoter,
             None if self._peers is None else self._peers.fetcher,
+            region=self._cache.region,
         )
 
     def _start_threads(self) -> None:

@@ -137,8 +137,8 @@ def test_tables_lie_one_after_another() -> None:
     tables = {
         "namespaces": 256 * 256,
         "clients": 128 * 192,
-        "counter_labels": 64 * 64,
-        "counter_values": 64 * 64,
+        "counter_labels": 256 * 64,
+        "counter_values": 256 * 64,
         "segments": stranger.number("segment_count") * 64,
         "free_bits": records // 8,
         "blocks": records * 128,

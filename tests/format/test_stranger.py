@@ -131,7 +131,7 @@ def test_segments(cache: Cache, stranger: Stranger) -> None:
 
 def test_counters(cache: Cache, stranger: Stranger) -> None:
     seen = {}
-    for index in range(64):
+    for index in range(256):
         label = stranger.number("counter_labels_offset") + index * 64
         kind, size = (number(stranger.data[label + at : label + at + 4]) for at in (0, 4))
         value = stranger.number("counter_values_offset") + index * 64

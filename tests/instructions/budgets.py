@@ -66,8 +66,8 @@ BUDGETS = (
     Budget("publish", 182, "state and parts, time, touch, state again, an event of the journal"),
     Budget(
         "evict",
-        455,
-        "two states, the namespace's bytes, its entry found and erased, an event, the free bit",
+        505,
+        "two states, the namespace's bytes, its entry found and erased, an event, the free bit; how long it was there",
     ),
     Budget("report_part", 30, "what a worker pays for each block: state, one addition"),
     Budget("count_asked", 100, "hash of 40 bytes, one word of a register"),

@@ -227,7 +227,7 @@ def test_damaged_in_the_peers_memory(pair: Pair) -> None:
         view = np.frombuffer(a.arena.region.payload(offset + 100, 1), np.uint8)
         view[0] ^= 1
         del view
-    assert [Answer.FAILED] * 3 + [Answer.OK] * 7 == b.fetch(keys)
+    assert [Answer.DAMAGED] * 3 + [Answer.OK] * 7 == b.fetch(keys)
     assert 7 == b.judge(keys)
     assert 3 == b.counter("remote_damaged")
     assert [MISSING] * 3 == b.outcomes(keys[:3])
