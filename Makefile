@@ -66,7 +66,7 @@ lint: ## check style, types and the core's warnings
 	  && ln -s $(CURDIR)/connector $(CURDIR)/tools $(typed)/pegashm/
 	cd $(typed) && $(CURDIR)/$(python) -m mypy --config-file $(CURDIR)/pyproject.toml -p pegashm
 	cd tools/demo && $(CURDIR)/$(python) -m mypy --strict --explicit-package-bases --cache-dir ../../.mypy_cache *.py
-	$(python) -m mypy tools/docs/hooks.py tools/docs/reference.py
+	$(python) -m mypy tools/docs/hooks.py tools/docs/reference.py tools/docs/metrics.py
 	$(python) -m pytest -q tests/core tests/packaging
 
 format: ## rewrite the sources in house style

@@ -35,6 +35,7 @@ BENCHES = (
     "spill",
     "start",
     "tier",
+    "watching",
 )
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 

@@ -395,7 +395,7 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
     ),
     _gauge(
         _CLIENTS,
-        "dead_claims",
+        "dead_claimed_blocks",
         "blocks",
         "Claims of dead engines by what they wait for: workers (one of the engine still lives and may be writing), reap.",
         "waiting_for",

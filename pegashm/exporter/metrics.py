@@ -235,7 +235,7 @@ def _add_clients(into: _Families, reading: Reading) -> None:
         into.add("client_oldest_claim_seconds", client.oldest_claim_seconds, *labels)
     for state, waiting_for in (("orphaned", "workers"), ("dead", "reap")):
         claims = sum(client.claims for client in reading.clients if _state(client) == state)
-        into.add("dead_claims", claims, waiting_for)
+        into.add("dead_claimed_blocks", claims, waiting_for)
 
 
 def _state(client: ClientReading) -> str:
