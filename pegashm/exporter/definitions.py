@@ -528,7 +528,7 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
         "state",
     ),
     _gauge(
-        _HOSTS, "peer_hints", "blocks", "Blocks that a host is thought to hold.", "peer", "host_id"
+        _HOSTS, "peer_hinted_blocks", "blocks", "Blocks that a host is thought to hold.", "peer", "host_id"
     ),
     _gauge(
         _HOSTS,

@@ -269,7 +269,7 @@ def _add_peers(into: _Families, reading: Reading) -> None:
         usable = "usable" if peer["usable"] else "unsynchronised"
         states["left_alone" if left_alone else usable] += 1
         labels = (str(peer["address"]), str(peer["host_id"])[:12])
-        into.add("peer_hints", int(peer["hints"]), *labels)
+        into.add("peer_hinted_blocks", int(peer["hints"]), *labels)
         into.add("peer_load_ratio", int(peer["load"]) / 1000, *labels)
         into.add("peer_share_ratio", float(peer["share"]), *labels)
         into.add("peer_fetches", int(peer["fetched"]), *labels, "fetched")
