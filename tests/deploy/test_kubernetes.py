@@ -65,7 +65,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class HelmRefusal(Exception):
+class HelmRefusedError(Exception):
     """What Helm says to values or templates that cannot be."""
 
 
@@ -77,7 +77,7 @@ def rendered(values: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
         command += ["--values", str(folder / "values.json"), "--kube-version", "1.31.0"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise HelmRefusal(done.stderr)
+            raise HelmRefusedError(done.stderr)
         texts = [done.stdout]
     else:
         import helm_python
@@ -87,7 +87,7 @@ def rendered(values: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
                 chart.validate_schema(values)
                 files = chart.render(values, name="kv", namespace="llm")
         except helm_python.HelmError as error:
-            raise HelmRefusal(str(error)) from error
+            raise HelmRefusedError(str(error)) from error
         texts = [text for path, text in files.items() if path.endswith(".yaml")]
     return [thing for text in texts for thing in yaml.safe_load_all(text) if thing]
 
@@ -256,7 +256,7 @@ def test_wrong_values_are_refused_by_name(
     says: str,
     render: Callable[[dict[str, Any]], list[dict[str, Any]]],
 ) -> None:
-    with pytest.raises(HelmRefusal, match=says):
+    with pytest.raises(HelmRefusedError, match=says):
         render(values)
 
 

@@ -11,7 +11,6 @@ import contextlib
 import importlib.util
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from pegashm.units import KIB
 from tests import flavours
 from tests.arenas import remove_arena
 from tests.deploy.builds import HERE, Build, BuildError, altered, from_wheel
+from tests.deploy.ports import free_ports
 from tests.served import KEYS, NAMESPACE, Served, objects, status, store
 from tests.world.actors import SMALL, Actor, ActorError, wait_until
 
@@ -44,7 +44,9 @@ LAYOUT = "pegashm/_core/layout.hpp"
 VERSION = 'version = "0.1.0"'
 ALL_EIGHT = {"right": 8, "missing": 0, "wrong": 0}
 FIRST, SECOND, THIRD = list(range(8)), list(range(8, 16)), list(range(16, 24))
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(
+    900
+)  # wheels are compiled first, on whatever else the machine does
 
 
 @pytest.fixture(scope="session")
@@ -228,7 +230,7 @@ def test_a_worker_that_speaks_another_version_costs_the_tier_and_no_waiting(
     store(name)
     with open_arena(name) as arena, TransportClient(arena) as client:
         wait_until(lambda: client.alive, "a worker")
-        wait_until(lambda: int(arena.region.tally()["spilled"]) >= len(KEYS), "spilled")
+        wait_until(lambda: len(arena.region.spilled()) >= len(KEYS), "spilled")
         with Cache.attach(name, namespace=NAMESPACE) as cache:
             assert len(KEYS) == cache.evict_lru(4 * KIB, len(KEYS))
             ticket = wait_until(lambda: client.promote(KEYS, cache.namespace_id, 60_000), "asked")
@@ -273,7 +275,7 @@ def test_a_spill_file_of_another_major_is_left_as_it_is(
     old = under(serve, HERE, *SMALL, *spill).wait_ready()
     store(name)
     with open_arena(name) as arena:
-        wait_until(lambda: int(arena.region.tally()["spilled"]) >= len(KEYS), "spilled")
+        wait_until(lambda: len(arena.region.spilled()) >= len(KEYS), "spilled")
     old.end()
     before = path.read_bytes()
 
@@ -286,22 +288,8 @@ def test_a_spill_file_of_another_major_is_left_as_it_is(
     assert before == path.read_bytes()
     again = under(serve, HERE, *SMALL, *spill).wait_ready()
     with open_arena(name) as arena:
-        wait_until(lambda: int(arena.region.tally()["spilled"]) >= len(KEYS), "found again")
+        wait_until(lambda: len(arena.region.spilled()) >= len(KEYS), "found again")
     again.end()
-
-
-def free_ports() -> tuple[int, int]:
-    """Of two hosts, with room for the two ports that follow each."""
-    for first in range(23_000, 32_000, 16):
-        with contextlib.ExitStack() as held:
-            try:
-                for port in range(first, first + 6):
-                    probe = held.enter_context(socket.socket())
-                    probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return first, first + 3
-    raise AssertionError("no six free ports in a row")
 
 
 # -- a real engine ----------------------------------------------------------------------------------------

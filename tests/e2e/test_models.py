@@ -9,12 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pegashm.arena import Arena
+from pegashm.kv_of_model import read_model
+from pegashm.plan import plan_blocks
 
-from tests.e2e.engines import OPTIONS, Engine, counter, new_prompt, zero_payload
+from tests.e2e.engines import (
+    OPTIONS,
+    PROMPT_TOKENS,
+    Engine,
+    counter,
+    new_prompt,
+    zero_payload,
+)
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
@@ -31,6 +41,7 @@ def test_what_a_killed_engine_stored_is_loaded_and_used(
     alone.kill()
     first = storing.ask(prompt)[0]
     assert (correct[0], 0) == (first.tokens, first.cached)
+    assert_blocks_are_as_planned(big_arena, model, options)
     storing.kill()
 
     loading = start(Engine, model, big_arena.name, options=options).ready()
@@ -47,3 +58,15 @@ def test_what_a_killed_engine_stored_is_loaded_and_used(
     third = loading.ask(prompt)[0]
     assert third.cached >= 512
     assert correct[0] != third.tokens
+
+
+def assert_blocks_are_as_planned(arena: Arena, model: Path, options: dict[str, Any]) -> None:
+    """What `pegashm plan` says of this model is what its engine has stored: blocks of that size, and so many."""
+    tokens = options.get("block_size", 128)
+    planned = plan_blocks(read_model(str(model), dtype="float32"), block_tokens=tokens)
+    blocks = arena.region.blocks()
+    stored = blocks[blocks["payload_bytes"] != 0]
+    assert {planned.chunk_bytes} == set(stored["payload_bytes"].tolist())
+    # The prompt's whole blocks in every group, and at most one more of the answer.
+    least = len(planned.groups) * (PROMPT_TOKENS // tokens)
+    assert least <= len(stored) <= least + len(planned.groups)
