@@ -9,7 +9,7 @@ once (`_catch_up`) when the journal was overrun, at an attach, a purge, in anoth
 into use or goes. That is why nobody is told AllBlocksCleared, which would also clear what the engine has on its device.
 
 Bounded: each step reads at most `_EVENTS_MAX` events and looks at two slices. Called by the scheduler's thread, through
-the manager. The price is a dict of what was told, about 250 bytes a block.
+the manager. The price is a dict of what was told, about 150 bytes a block.
 """
 
 from __future__ import annotations

@@ -107,7 +107,8 @@ def tell(
         text += " (%d more like it since the last line)"
         arguments = (*arguments, suppressed)
     if to is not None:
-        to.log(notice.level, f"PegaShm [{notice.name}]: {text}", *arguments, exc_info=trace)
+        said = f"PegaShm [{notice.name}]: {text}"
+        to.log(notice.level, said, *arguments, exc_info=trace, stacklevel=2)
         return
     fields = {**ids, **({"suppressed": suppressed} if suppressed else {})}
     logger.log(

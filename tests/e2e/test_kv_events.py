@@ -192,7 +192,7 @@ def test_a_router_knows_what_an_engine_can_load(
 
     supervisor.stop()
     subprocess.run(
-        [sys.executable, "-m", "pegashm", "purge", "--name", name, "--force"],
+        [sys.executable, "-m", "pegashm", "purge", "--name", name, "--yes", "--force"],
         check=True,
         capture_output=True,
     )
