@@ -124,7 +124,7 @@ class Engine(Child):
         super().__init__(title, command, log, environment, talks=True)
         self.attach_ms: float | None = None
 
-    def wait_ready(self, seconds: float = 150) -> None:
+    def wait_ready(self, seconds: float = 600) -> None:
         self.attach_ms = self._read(seconds)["attach_ms"]
 
     def ask(self, token_ids: list[int], seconds: float = 90) -> Answer:
