@@ -1,7 +1,8 @@
 """Which blocks are worth a write to SSD? Hit rate against bytes written, for each way to admit, simulated.
 
 The recorded trace and two synthetic workloads through a simulated memory and a ring below it (`policies/tiers.py`), for a
-memory of a twentieth of the different blocks and SSDs of a quarter and of all of them. What the real tier does with its time
+memory of a twentieth of the different blocks and SSDs of a quarter and of all of them; each way once as it is, once with blocks that
+were read since they were written written again when the ring comes to them. What the real tier does with its time
 (late writes, waiting for reads, slowdown of memory hits) is bench/tier.py's question.
 """
 
@@ -29,10 +30,11 @@ def measure(options: harness.Options) -> harness.Findings:
     count = options.pick(None, 3000, 300)
     workloads = [read_trace(CONVERSATION, count), scans(count or 6000), agents(count or 6000)]
     rows = [
-        row_of(workload, share, admission)
+        row_of(workload, share, admission, readmits)
         for workload in workloads
         for share in SSD_SHARES
         for admission in ADMISSIONS
+        for readmits in (False, True)
     ]
     table = harness.table(
         "Hits of blocks with an SSD below a memory of a twentieth, %",
@@ -49,10 +51,11 @@ def measure(options: harness.Options) -> harness.Findings:
     return harness.Findings([table], {"results": rows}, digest[:16])
 
 
-def row_of(workload: Workload, share: float, admission: str) -> dict[str, Any]:
-    harness.progress(f"{workload.name}: {admission}, SSD of {share:.0%}")
+def row_of(workload: Workload, share: float, admission: str, readmits: bool) -> dict[str, Any]:
+    name = f"{admission}, hot again" if readmits else admission
+    harness.progress(f"{workload.name}: {name}, SSD of {share:.0%}")
     memory = max(int(workload.distinct * MEMORY_SHARE), 64)
-    tiers = Tiers(memory, int(workload.distinct * share), admission)
+    tiers = Tiers(memory, int(workload.distinct * share), admission, readmits=readmits)
     for request in workload.requests:
         tiers.request(request.chain)
     asked = workload.references
@@ -60,7 +63,7 @@ def row_of(workload: Workload, share: float, admission: str) -> dict[str, Any]:
         "workload": workload.name,
         "memory_blocks": memory,
         "ssd_blocks": int(workload.distinct * share),
-        "admission": admission,
+        "admission": name,
         "memory_rate": round(tiers.hits_memory / asked, 4),
         "ssd_rate": round(tiers.hits_ssd / asked, 4),
         "ceiling": round(ceiling(workload).block_rate, 4),

@@ -36,6 +36,10 @@ from pegashm.fabric.verbs_wire import (
 )
 from pegashm.units import GIB, KIB, MIB
 
+from tests.figures import LONG
+from tests.peers.test_messages import mangled
+
+QUANTITY = 100_000 if LONG else 5_000  # of each kind
 addresses = st.builds(
     Address,
     gid=st.binary(min_size=16, max_size=16),
@@ -177,11 +181,10 @@ def test_any_bytes_are_parsed_or_refused(
         assert "verbs" in str(error)
 
 
-@pytest.mark.parametrize("kind", range(4))
-def test_damaged_messages(kind: int, chance: random.Random) -> None:
-    """Each byte flipped, cut at each length, with bytes behind: parsed to something in range, or refused."""
+def genuine(kind: int) -> bytes:
+    """A message of each kind, in the order of PARSERS."""
     address = Address(bytes(16), 1, 0, 5, 16)
-    packed = [
+    return [
         pack_offer(Offer(b"I" * 16, (address, address))),
         pack_introduction(
             Introduction(b"I" * 16, 7, (8, 9), (IntroductionRail(0, address, End(5, 6)),))
@@ -189,7 +192,29 @@ def test_damaged_messages(kind: int, chance: random.Random) -> None:
         pack_answer(Answer(7, 1 << 40, 1 << 30, (AnswerRail(End(5, 6), 9, 10),))),
         pack_grant(9, [(1, ROWS[:20])], most=GRANT_BYTES_MAX),
     ][kind]
-    parser = PARSERS[kind]
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_mangled_in_quantity(kind: int, chance: random.Random) -> None:
+    """Checksums made right again or not: something in range, or a ValueError of ours."""
+    frame, parser = genuine(kind), PARSERS[kind]
+    refused = 0
+    for _ in range(QUANTITY):
+        data = bytearray(mangled(frame, chance))
+        data[chance.randrange(len(data))] ^= chance.randrange(256)
+        try:
+            parser(bytes(data))
+        except ValueError as error:
+            assert "verbs" in str(error)
+            refused += 1
+    print(f"{QUANTITY} of kind {kind}, {refused} refused")
+    assert refused > 0
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_damaged_messages(kind: int, chance: random.Random) -> None:
+    """Each byte flipped, cut at each length, with bytes behind: parsed to something in range, or refused."""
+    packed, parser = genuine(kind), PARSERS[kind]
     refused = 0
     for at in range(len(packed)):
         for change in (1, 0x80, chance.randrange(1, 256)):

@@ -133,10 +133,22 @@ class Host(Rig):
 
     # -- what it knows of others -------------------------------------------------------------------
 
-    def peers(self) -> list[dict[str, Any]]:
+    def said_of_peers(self) -> dict[str, Any]:
+        """What its worker wrote last: this one, or one before it."""
         path = Path(self.runtime.name) / self.name / "peers.json"
-        found: list[dict[str, Any]] = json.loads(path.read_text())["peers"] if path.exists() else []
+        said: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return said
+
+    def peers(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.said_of_peers().get("peers", [])
         return found
+
+    def has_met(self, other: Host) -> bool:
+        """Whether this very worker knows that very worker, and not a life before."""
+        mine, theirs = self.said_of_peers(), other.said_of_peers()
+        if (mine.get("pid"), theirs.get("pid")) != (self.process.pid, other.process.pid):
+            return False
+        return any(peer["incarnation"] == theirs["incarnation"] for peer in mine["peers"])
 
     def knows(self, *others: Host) -> bool:
         known = {peer["host_id"] for peer in self.peers()}

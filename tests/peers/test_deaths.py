@@ -25,7 +25,7 @@ from pegashm.transport.messages import Answer
 from tests.crash.tracing import Line
 from tests.figures import LONG
 from tests.peers.rig import BYTES, Host, connect
-from tests.transport.rig import eventually
+from tests.transport.rig import PATIENCE_SECONDS, eventually
 
 SAMPLE = 60 if LONG else 5
 DEADLINE_MS = 2500
@@ -85,7 +85,7 @@ def fetch_anyway(reader: Host, keys: list[bytes]) -> list[Answer] | None:
     return None
 
 
-def undisturbed(server: Host, reader: Host, keys: list[bytes]) -> None:
+def undisturbed(server: Host, reader: Host, keys: list[bytes], line: Line) -> None:
     """All is well again: everything can be fetched, nothing is held. Who stands still only now is told to go on."""
 
     def all_there() -> bool:
@@ -93,11 +93,14 @@ def undisturbed(server: Host, reader: Host, keys: list[bytes]) -> None:
             host.go_on()
         return reader.judge(keys) + reader.sees(keys) == COUNT
 
-    eventually(all_there)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not all_there() or reader.judge(keys) < COUNT:
-        assert time.monotonic() < deadline, (reader.outcomes(keys), server.said(), reader.said())
-        fetch_anyway(reader, [k for k, o in zip(keys, reader.outcomes(keys), strict=True) if o])
+        assert time.monotonic() < deadline, (
+            f"never whole again after {line}: outcomes {reader.outcomes(keys)}, there "
+            f"{server.outcomes(keys)}, known {reader.peers()}, {list(reader.arena.region.remote_hosts())}"
+        )
+        if all_there():
+            fetch_anyway(reader, [k for k, o in zip(keys, reader.outcomes(keys), strict=True) if o])
     for host in (server, reader):
         host.cache.reap_dead()
         eventually(lambda: not host.arena.region.blocks()["pins"].any())  # noqa: B023
@@ -124,7 +127,12 @@ def test_at_each_step(
     keys = server.store(range(1, COUNT + 1), BYTES)
     for line in sorted(chosen):
         hosts[side].spawn(order(line, number))
-        eventually(lambda: stood_still(hosts[side]) or reader.sees(keys) == COUNT)
+        # Not by hints alone: those of its life before are there a little longer.
+        eventually(
+            lambda: (
+                stood_still(hosts[side]) or (reader.has_met(server) and reader.sees(keys) == COUNT)
+            )
+        )
         answers = fetch_anyway(reader, keys)
         reader.judge(keys)
         fetched += (answers or []).count(Answer.OK)
@@ -132,13 +140,13 @@ def test_at_each_step(
         died += stood_still(hosts[side])
         if number == signal.SIGSTOP:
             hosts[side].go_on()
-            undisturbed(server, reader, keys)
+            undisturbed(server, reader, keys, line)
         hosts[side].kill()
         hosts[side].spawn()
-        undisturbed(server, reader, keys)
+        undisturbed(server, reader, keys, line)
         reader.evict(keys)
         hosts[side].kill()
     print(
         f"{len(chosen)} of {len(lines)} lines, {died} stood still there, {fetched} fetched all the same"
     )
-    assert died > 0
+    assert died > len(chosen) // 2

@@ -25,8 +25,11 @@ from pegashm.transport.messages import (
     parse,
 )
 
+from tests.figures import LONG
+from tests.peers.test_messages import mangled
 from tests.transport.rig import key_of
 
+QUANTITY = 100_000 if LONG else 10_000  # of each type
 KEYS = tuple(key_of(number) for number in range(1, 6))
 PROMOTE = Promote(
     request_id=7, region_id=b"r" * 16, namespace_id=0x10002, deadline_ms=1000, keys=KEYS
@@ -107,8 +110,25 @@ def test_any_bytes(frame: bytes) -> None:
 
 
 def test_random_bytes_in_quantity(chance: random.Random) -> None:
-    for _ in range(20_000):
+    for _ in range(QUANTITY):
         parse(chance.randbytes(chance.randrange(200)))
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_mangled_in_quantity(message: Message, chance: random.Random) -> None:
+    """What is accepted can be packed, and says the same again."""
+    frame = pack(message)
+    accepted = 0
+    for _ in range(QUANTITY):
+        mangle = mangled(frame, chance)
+        said = parse(mangle)
+        if isinstance(said, Malformed):
+            assert said.reason
+            continue
+        accepted += 1
+        if not isinstance(said, Error):  # whose text may not have been UTF-8
+            assert mangle == pack(said)
+    print(f"{QUANTITY} frames, {accepted} accepted")
 
 
 def said_of(frame: bytes) -> str:
