@@ -15,7 +15,8 @@ namespace pegashm {
 // Of one segment, and one of the namespaces whose blocks lie in it.
 struct SurveyPart {
   uint32_t segment;
-  uint32_t namespace_id;  // 0: of further namespaces than survey_parts_max, or of those that are no more
+  uint32_t
+      namespace_id;  // 0: of further namespaces than survey_parts_max, or of those that are no more
   uint32_t claimed;
   uint32_t ready;
   uint32_t evicting;
@@ -151,7 +152,8 @@ class Surveyor {
     ++client.claims;
     client.claimed_bytes += bytes;
     const uint64_t since = load_acquire(block.claimed_at_ns);
-    if (client.oldest_claim_ns == 0 || since < client.oldest_claim_ns) client.oldest_claim_ns = since;
+    if (client.oldest_claim_ns == 0 || since < client.oldest_claim_ns)
+      client.oldest_claim_ns = since;
   }
 
   // Whether anybody has pinned it.

@@ -172,7 +172,7 @@ class SpillReading:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of the journal. `event` is "publish" or "evict"; `seen_at_ns`: when a reading met it first."""
+    """One line of the journal. `event`: publish, evict (memory), spill, forget (SSD); `seen_at_ns`: when a reading met it first."""
 
     sequence: int
     event: str

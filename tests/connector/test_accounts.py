@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,6 +128,8 @@ def load(manager: PegaShmManager, keys: Sequence[OffloadKey], context: ReqContex
 def test_every_reason_has_a_counter_and_a_meaning() -> None:
     assert set(REASONS) == set(MISS_REASONS)
     assert {"vllm:pegashm_asked", "vllm:pegashm_hits", "vllm:pegashm_misses"} <= set(METRICS)
+    documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    assert [] == [name for name in METRICS if f"`{name}`" not in documented]
 
 
 def test_what_is_loaded_is_a_hit_and_the_rest_was_never_stored(make: Make, name: str) -> None:

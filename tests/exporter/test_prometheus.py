@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ class BudgetedHost(Host):
 @dataclass
 class Watched:
     prometheus: Prometheus
-    hosts: list[Host]
+    hosts: Sequence[Host]
 
 
 def live(host: Host, other: Host, round_: int) -> None:
