@@ -21,7 +21,7 @@ from pegashm.directory.messages import (
 
 from tests import figures
 
-FRAMES = 1_000_000 if figures.LONG else 100_000
+FRAMES = 1_000_000 if figures.LONG else 20_000
 HOST, LIFE = bytes(range(16)), bytes(range(16, 32))
 DELTA = Delta(HOST, LIFE, 0x0102, np.array([1, 4], np.uint8), np.array([3, 2**64 - 1], np.uint64))
 GOLDEN_DELTA = bytes.fromhex(
