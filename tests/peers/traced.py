@@ -6,6 +6,7 @@ the test: with SIGSTOP it stays, with its sockets, locks and claims, until it is
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -39,6 +40,11 @@ class Stopper(Tracer):
         super().__init__(None, named)
         self._line_wanted = line
         self._number = number
+
+    def _call(self, frame: FrameType, event: str, _: Any) -> Any:
+        # What only defines things is no step.
+        in_a_function = frame.f_code.co_flags & inspect.CO_OPTIMIZED
+        return super()._call(frame, event, _) if in_a_function else None
 
     def _line(self, frame: FrameType, event: str, _: Any) -> Any:
         super()._line(frame, event, _)
