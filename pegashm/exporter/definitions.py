@@ -528,7 +528,12 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
         "state",
     ),
     _gauge(
-        _HOSTS, "peer_hinted_blocks", "blocks", "Blocks that a host is thought to hold.", "peer", "host_id"
+        _HOSTS,
+        "peer_hinted_blocks",
+        "blocks",
+        "Blocks that a host is thought to hold.",
+        "peer",
+        "host_id",
     ),
     _gauge(
         _HOSTS,

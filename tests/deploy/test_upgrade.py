@@ -226,7 +226,7 @@ def test_a_worker_that_speaks_another_version_costs_the_tier_and_no_waiting(
     words = {f"VERSION: Final = {ours}": f"VERSION: Final = {ours + 1}"}
     other = altered(tmp_path / "other", {"pegashm/transport/messages.py": words})
     spill = ("--spill", str(tmp_path / "kv.spill"), "--spill-size", "64M")
-    under(serve, other, *SMALL, *spill).wait_ready()
+    served = under(serve, other, *SMALL, *spill).wait_ready()
     store(name)
     with open_arena(name) as arena, TransportClient(arena) as client:
         wait_until(lambda: client.alive, "a worker")
@@ -235,7 +235,11 @@ def test_a_worker_that_speaks_another_version_costs_the_tier_and_no_waiting(
             assert len(KEYS) == cache.evict_lru(4 * KIB, len(KEYS))
             ticket = wait_until(lambda: client.promote(KEYS, cache.namespace_id, 60_000), "asked")
             (done,) = wait_until(client.replies, "answered")
-    assert (ticket, bytes([Answer.FAILED]) * len(KEYS)) == (done.request_id, done.outcomes)
+    assert (ticket, bytes([Answer.FAILED]) * len(KEYS)) == (done.request_id, done.outcomes), (
+        served.end(),
+        served.log,
+        client.error,
+    )
     assert f"version {ours + 1}" in client.error
     assert f"version {ours}" in client.error
 
@@ -248,7 +252,10 @@ def test_hosts_of_other_versions_do_without_each_other_and_say_so(
     other = altered(tmp_path / "other", {"pegashm/peers/messages.py": words})
     ports = free_ports()
     members = ",".join(f"127.0.0.1:{port}" for port in ports)
-    options = [("--listen", f"127.0.0.1:{port}", "--peers", members) for port in ports]
+    options = [
+        ("--remote-blocks", "4096", "--listen", f"127.0.0.1:{port}", "--peers", members)
+        for port in ports
+    ]
     here = under(serve, HERE, *SMALL, *options[0])
     there = Served(
         beside, *SMALL, *options[1], python=other.python, cwd=str(Path(other.python).parent)
