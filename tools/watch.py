@@ -1,4 +1,4 @@
-"""What happens in this arena? The journal's publish and evict events, one by one, as they come.
+"""What happens in this arena? The journal's events, one by one, as they come.
 
 Polls the ring of the control region, read-only; nobody knows that it is being watched. Two things can
 make an event unreadable, and both are reported in the same stream, never passed over in silence:

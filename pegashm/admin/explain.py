@@ -184,7 +184,9 @@ class Explainer:
         if others:
             return "other_namespace", self._other(others)
         own_events = [
-            event for event in told.events if self._wanted_id in (None, event.namespace_id)
+            event
+            for event in told.events
+            if self._wanted_id in (None, event.namespace_id) and event.kind in ("publish", "evict")
         ]
         if own_events and own_events[-1].kind == "evict":
             return "evicted", f"evicted {_when(own_events[-1])}, and not stored again since"

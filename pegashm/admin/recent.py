@@ -83,8 +83,10 @@ def recent(arena: Arena, namespace_id: int | None = None) -> Recent:
                         {**event.as_dict(), "reason": reason, "other_namespace_id": other}
                     )
             having.add(event.namespace_id)
-        else:
+        elif event.kind == "evict":
             having.discard(event.namespace_id)
+        else:
+            continue  # to SSD or away from it: in memory it is as it was
         last[own] = event
     counters = {
         row["key"]: int(row["value"]) for row in region.counters() if row["key"] in _COUNTERS

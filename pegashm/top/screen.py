@@ -340,7 +340,7 @@ def _events(now: Moment, width: int, rows: int) -> Panel:
     for event in list(reading.events)[-rows:][::-1]:
         table.add_row(
             str(event.sequence),
-            Text(event.event, "green" if event.event == "publish" else "red"),
+            Text(event.event, "green" if event.event in ("publish", "spill") else "red"),
             event.key[:16],
             str(event.group),
             Text(
