@@ -71,6 +71,7 @@ def measure(options: harness.Options) -> harness.Findings:
                     do, watched=watched
                 )
         samples = harness.interleave(rounds, contenders)
+        work_hash = work.hash()
     medians = {name: harness.median(values) for name, values in samples.items()}
     lookup, copy = (
         1 - medians[f"{what} watched"] / medians[f"{what} alone"] for what in ("lookup", "copy")
@@ -100,7 +101,7 @@ def measure(options: harness.Options) -> harness.Findings:
         ["", "alone", "watched", "lost (target < 1 %)", "spread of windows alone"],
         rows,
     )
-    return harness.Findings([table], figures, work.hash())
+    return harness.Findings([table], figures, work_hash)
 
 
 NAMESPACE = namespace_of({"bench": "watching"}, label="bench watching")
