@@ -7,8 +7,8 @@ Use it so, from any number of threads:
     reading.counters["hits"], reading.survey.tally["ready"]
 
 A reading is made of two parts. The cheap one (header, counters, clients and who of them lives, namespaces, journal:
-tens of microseconds, and a system call a client) is made anew for each `read()` that comes later than `fresh_seconds`
-after the last. The dear one, `survey`, is one pass over all block records (about 10 ms a million, in native code,
+half a millisecond, a system call a client in it) is made anew for each `read()` that comes later than `fresh_seconds`
+after the last. The dear one, `survey`, is one pass over all block records (20 to 50 ms a million, in native code,
 without the GIL) and over the registers of the reuse ceiling; it is made at most every `survey_seconds`, and its age is
 `reading.survey.age_seconds`. Nothing is written, no lock of the arena is taken, the payload is not mapped.
 
