@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import signal
 import subprocess
@@ -18,8 +19,10 @@ from pegashm.units import KIB
 
 from tests.arenas import make_arena, remove_arena
 from tests.page.browser import Browser
+from tests.page.fleet import GEMMA, QWEN, fleet
 from tests.page.scene import HOSTILE, QUIET, SHAPE, exporting, keys, publish
 from tests.peers.rig import free_port
+from tests.served import pegashm
 
 LABEL = QUIET.label
 Scene = tuple[Arena, Cache]
@@ -145,6 +148,31 @@ def test_why_it_is_degraded(browser: Browser, address: str) -> None:
     )
     assert {"unsupervised", "populating", "worker_dead"} <= set(names)
     assert "pegashm serve --name" in browser.text("reasons")
+
+
+def test_a_fleet_in_use(browser: Browser, name: str) -> None:
+    """All tiers at work, a neighbour, engines of which one is killed: each has its place, with the figures of others."""
+    with fleet(name, f"{name}-b", mib=48) as (address, engines):
+        browser.until(lambda: _loads(browser, address))
+        browser.until(lambda: [row["State"] for row in browser.rows("peers-table")] == ["usable"])
+        browser.until(
+            lambda: "vllm-2 scheduler" in {row["Client"] for row in browser.rows("clients-table")}
+        )
+        assert {QWEN, GEMMA} == {row["Namespace"] for row in browser.rows("namespaces-table")}
+        engines[0].kill()
+        browser.until(lambda: "(vllm-0 scheduler)" in browser.text("events"))
+        for tier in ("memory", "ssd"):
+            browser.until(
+                lambda tier=tier: re.search(r"Hits\n(?!0 /s)", browser.text(f"{tier}-pairs"))
+            )
+        browser.until(lambda: browser.rows("misses-table"))
+        browser.until(lambda: browser.js("document.querySelectorAll('.plot canvas').length") == 3)
+        said = json.loads(pegashm("peers", "--name", name, "--json").stdout)
+        peer = browser.rows("peers-table")[0]
+        assert said["peers"][0]["address"] == peer["Address"]
+        assert f"listening on {said['listen']}" == browser.text("peers-hint")
+        assert "Healthy" == browser.text("health")
+        assert [] == browser.complaints()
 
 
 def test_an_arena_comes_goes_and_comes_again(browser: Browser, name: str) -> None:
