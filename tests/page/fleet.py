@@ -50,7 +50,10 @@ def fleet(
             return process
 
         try:
-            addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+            first = second = free_port()
+            while abs(first - second) < 3:  # each takes three
+                second = free_port()
+            addresses = [f"127.0.0.1:{port}" for port in (first, second)]
             common = ["--peers", ",".join(addresses), "--fabric", "tcp", "--segment-size", "2M"]
             spill = ["--spill", f"{folder}/{name}.spill", "--spill-size", f"{2 * mib}M"]
             sizes = {name: ["--size", f"{mib}M", *spill], other: ["--size", f"{2 * mib // 3}M"]}

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,13 @@ from pegashm.units import KIB
 
 _PROMOTE_MS = 800
 _TURN_BLOCKS = (4, 24)
+# What the connector calls what Region.why_missing says.
+_REASONS = {
+    "refused": "pinned_out",
+    "damaged": "checksum",
+    "present": "unused",
+    "spilled": "timed_out",
+}
 _HELD = 2  # turns that are being "decoded", and pin their blocks
 
 
@@ -45,22 +53,24 @@ class Engine:
         keys = self._next()
         self._cache.count_asked(keys)
         handles = self._found(keys)
-        self._count(len(keys), len(handles))
+        self._count(keys, len(handles))
         self._store(keys[len(handles) :])
         self._held.append(handles)
         if len(self._held) > _HELD:
             self._cache.unpin(self._held.pop(0))
 
-    def _count(self, asked: int, served: int) -> None:
+    def _count(self, keys: Sequence[bytes], served: int) -> None:
         """As the connector does when it is known what came of a request."""
-        count = self._cache.region.count
+        region = self._cache.region
         self._cache.count_served(served)
-        count("asked", asked)
         below = min(served, self._below)
-        count("hits_memory", served - below)
-        count("hits_ssd", min(below, self._from_ssd))
-        count("hits_remote", below - min(below, self._from_ssd))
-        count("missed_never_stored", asked - served)
+        ssd = min(below, self._from_ssd)
+        reasons = region.why_missing(keys[served:], self._cache.namespace_id)
+        amounts = Counter(f"missed_{_REASONS.get(reason, reason)}" for reason in reasons)
+        amounts |= {"asked": len(keys), "hits_memory": served - below}
+        amounts |= {"hits_ssd": ssd, "hits_remote": below - ssd}
+        for name, amount in amounts.items():
+            region.count(name, amount)
 
     def _next(self) -> list[bytes]:
         known = list(self._conversations)
@@ -116,7 +126,7 @@ def main() -> None:
         "--shared", default="", help="engines of one value have the same conversations"
     )
     parser.add_argument("--block-kib", type=int, default=64)
-    parser.add_argument("--conversations", type=int, default=60)
+    parser.add_argument("--conversations", type=int, default=30)
     parser.add_argument("--maximum-mib", type=int, default=0)
     parser.add_argument("--pause", type=float, default=0.25)
     options = parser.parse_args()

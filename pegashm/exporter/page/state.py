@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pegashm._native import EVICTIONS
+from pegashm._native import EVICTIONS, draining_since
 from pegashm.exporter.judging import Health
 from pegashm.exporter.page.occupancy import occupancy
 from pegashm.exporter.reading import Reading, Survey
@@ -62,6 +62,7 @@ def _arena(reading: Reading) -> dict[str, Any]:
         "segment_count": header["segment_count"],
         "segments_ready": header["segments_ready"],
         "eviction": _eviction(header),
+        "draining_since": draining_since(dict(header)) / _NANO or None,
         "arenas": [
             {"path": _text(arena["path"]), "bytes": arena["bytes"], "numa_node": arena["numa_node"]}
             for arena in header["arenas"]

@@ -23,6 +23,18 @@ export function say(node, text) {
   if (target.textContent !== text) target.textContent = text;
 }
 
+/** A sentence in which `what one types` stands between backticks. */
+export function prose(text) {
+  return text.split("`").map((part, index) => (index % 2 ? el("code", {}, part) : part));
+}
+
+export function sayProse(id, text) {
+  const node = byId(id);
+  if (node.dataset.said === text) return;
+  node.dataset.said = text;
+  node.replaceChildren(...prose(text));
+}
+
 export function show(id, visible) {
   byId(id).hidden = !visible;
 }
@@ -61,7 +73,7 @@ export function table(id, columns, rows, keyOf, { emptyId, empty, rowState } = {
   whole.hidden = rows.length === 0;
   if (emptyId) {
     show(emptyId, rows.length === 0);
-    if (rows.length === 0) say(emptyId, empty);
+    if (rows.length === 0) sayProse(emptyId, empty);
   }
   const head = whole.tHead;
   if (!head.rows.length) {

@@ -10,7 +10,7 @@ import { showMap, startMap } from "./map.js";
 import { showArena, showClients, showEvents, showHead, showJournal, showMisses, showNamespaces, showPeers, showReuse, showTiers, showTiles } from "./panels.js";
 import { plot } from "./plots.js";
 import { ask, keepAsking } from "./poll.js";
-import { clock, count, duration, percent } from "./units.js";
+import { clock, duration, percent, rate } from "./units.js";
 
 const PANELS = [showHead, showTiles, showTiers, showArena, showReuse, showMap, showNamespaces, showClients, showMisses, showPeers, showEvents, showJournal];
 
@@ -32,7 +32,7 @@ const plots = [
       { key: "missed", label: "Missed", colour: "missed" },
     ],
     stacked: true,
-    words: perSecond,
+    words: rate,
     axisSize: 58,
   }),
   plot("flow", {
@@ -41,14 +41,10 @@ const plots = [
       { key: "evicted", label: "Evicted", colour: "text", line: true },
       { key: "spilled", label: "Spilled to SSD", colour: "ssd", line: true },
     ],
-    words: perSecond,
+    words: rate,
     axisSize: 58,
   }),
 ];
-
-function perSecond(value) {
-  return value === null ? "–" : `${count(value)}/s`;
-}
 
 let version = null;
 let readAt = 0; // by this browser's clock

@@ -4,7 +4,7 @@
 // the arrow keys, or as a table. A cell is [state, stride_bytes, capacity_bytes, claimed_bytes, evicting_bytes,
 // [[namespace_index, ready_bytes], ...]].
 
-import { colour, spaceColour } from "./colours.js";
+import { colour, spaceColour, tint } from "./colours.js";
 import { byId, el, say, show, table } from "./dom.js";
 import { bytes, exact } from "./units.js";
 
@@ -126,7 +126,7 @@ function drawCell(pen, [kind, , capacity, claimed, evicting, ready], x, y, side)
   };
   for (const [space, held] of ready) {
     const tall = rise(held / capacity);
-    pen.fillStyle = colour(spaceColour(state.namespaces[space]?.id));
+    pen.fillStyle = tint(spaceColour(state.namespaces[space]?.id), 0.86);
     pen.fillRect(x, bottom, side, tall);
   }
   const busy = rise((claimed + evicting) / capacity);

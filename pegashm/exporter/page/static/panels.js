@@ -4,7 +4,7 @@
 // clock at the reading, so that a browser with a wrong clock shows right ages.
 
 import { spaceColour } from "./colours.js";
-import { byId, el, figure, pairs, say, show, table } from "./dom.js";
+import { byId, el, figure, pairs, prose, say, sayProse, show, table } from "./dom.js";
 import { ago, bytes, bytesParts, count, countParts, duration, exact, moment, percent, percentParts, rate, rateParts } from "./units.js";
 
 const HEALTH = { ok: "Healthy", degraded: "Degraded", down: "Down" };
@@ -120,7 +120,7 @@ function tier(name, on, words, empty) {
   show(`${name}-pairs`, on);
   if (byId(`${name}-empty`)) {
     show(`${name}-empty`, Boolean(empty));
-    say(`${name}-empty`, empty ?? "");
+    sayProse(`${name}-empty`, empty ?? "");
   }
 }
 
@@ -207,6 +207,7 @@ export function showArena({ arena, at }) {
     ["Control region", bytes(arena.control_bytes)],
     ["Segments ready", `${exact(arena.segments_ready)} of ${exact(arena.segment_count)}`],
     ["Eviction", arena.eviction],
+    ["Drained", arena.draining_since ? `since ${duration(at - arena.draining_since)}: nothing is stored` : null],
     ...arena.arenas.map(({ path, numa_node: node }) => [node >= 0 ? `Memory, node ${node}` : "Memory", path]),
   ]);
 }
@@ -220,7 +221,7 @@ export function showReuse({ reuse, arena }) {
   ];
   table("reuse-table", columns, reuse, (row) => row.window, {
     emptyId: "reuse-empty",
-    empty: arena ? "This arena counts no reuse: it was made with --reuse-registers 0." : "No arena.",
+    empty: arena ? "This arena counts no reuse." : "No arena.",
   });
 }
 
@@ -280,7 +281,7 @@ export function showMisses({ misses, arena }) {
     { name: "Reason", text: (row) => row.reason.replaceAll("_", " ") },
     { name: "Blocks", text: (row) => exact(row.blocks), numeric: true },
     { name: "Share", text: (row) => percent(row.blocks / total), node: (row) => [percent(row.blocks / total), shareBar(row.blocks / total, "missed")], numeric: true },
-    { name: "What it means", text: (row) => row.text, wide: true },
+    { name: "What it means", text: (row) => row.text, node: (row) => prose(row.text), wide: true },
   ];
   say("misses-hint", misses.seconds > 0 ? `the last ${duration(misses.seconds)}` : "");
   table("misses-table", columns, misses.rows, (row) => row.reason, {
@@ -304,7 +305,7 @@ export function showPeers({ hosts }) {
   say("peers-hint", hosts?.listen ? `listening on ${hosts.listen}` : "");
   table("peers-table", columns, hosts?.peers ?? [], (row) => row.host_id + row.address, {
     emptyId: "peers-empty",
-    empty: hosts ? "No other host has been met yet: are they started, and do --peers and the keys agree?" : "Off: this host shares with no other.",
+    empty: hosts ? "No other host has been met yet: are they started, and do `--peers` and the keys agree?" : "Off: this host shares with no other.",
   });
 }
 

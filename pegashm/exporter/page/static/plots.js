@@ -10,6 +10,8 @@ import { clock } from "./units.js";
 const { uPlot } = globalThis;
 const FONT = '11px Inter, ui-sans-serif, system-ui, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", sans-serif';
 const SYNC = "pegashm";
+// Seconds between two times on the axis, where uPlot's own list jumps from one minute to five.
+const STEPS = [5, 10, 15, 30, 60, 120, 180, 300, 600, 900, 1800, 3600, 7200];
 
 /**
  * `series`: [{key, label, colour, dashed?, area?}], bottom of the stack first. `say`: how a value reads. `top`: a fixed
@@ -89,7 +91,7 @@ function options(series, stacked, top, words, axisSize, follow, { width, height 
     scales: { x: { time: true }, y: { range: (_u, _low, high) => [0, top ?? nice(high)] } },
     bands: stacked ? series.slice(1).map((_each, index) => ({ series: [index + 2, index + 1] })) : [],
     axes: [
-      { ...axis, size: 26, space: 72, grid: { show: false }, values: times },
+      { ...axis, size: 26, space: 72, incrs: STEPS, grid: { show: false }, values: times },
       { ...axis, size: axisSize, space: 34, values: (_u, splits) => splits.map((value) => words(value)) },
     ],
     series: [
@@ -99,7 +101,7 @@ function options(series, stacked, top, words, axisSize, follow, { width, height 
         stroke: () => colour(name),
         width: dashed ? 1.25 : 1.5,
         dash: dashed ? [4, 4] : undefined,
-        fill: stacked ? () => tint(name, 0.42) : area ? () => tint(name, 0.12) : undefined,
+        fill: stacked ? () => tint(name, 0.5) : area ? () => tint(name, 0.12) : undefined,
         points: { show: false },
       })),
     ],
