@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PATIENCE_SECONDS", "Browser", "opened", "why_not"]
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0  # how long a page may take on a machine that is busy with other things
 
 
 def why_not() -> str | None:

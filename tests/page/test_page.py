@@ -150,6 +150,7 @@ def test_why_it_is_degraded(browser: Browser, address: str) -> None:
     assert "pegashm serve --name" in browser.text("reasons")
 
 
+@pytest.mark.timeout(300)
 def test_a_fleet_in_use(browser: Browser, name: str) -> None:
     """All tiers at work, a neighbour, engines of which one is killed: each has its place, with the figures of others."""
     with fleet(name, f"{name}-b", mib=48) as (address, engines):
@@ -212,6 +213,7 @@ def exporter_process(name: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
+@pytest.mark.timeout(240)
 def test_the_exporter_dies(browser: Browser, scene: Scene) -> None:
     port = free_port()
     address = f"http://127.0.0.1:{port}/"
@@ -227,6 +229,7 @@ def test_the_exporter_dies(browser: Browser, scene: Scene) -> None:
         assert "Degraded" == browser.text("health")
 
 
+@pytest.mark.timeout(240)
 def test_the_exporter_hangs(browser: Browser, scene: Scene) -> None:
     port = free_port()
     with exporter_process(scene[0].name, port) as process:
