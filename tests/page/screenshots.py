@@ -22,34 +22,32 @@ __all__ = ["shoot"]
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "docs" / "figures"
+_SETTLE_SECONDS = 1.0  # colours and widths glide
 
 
-def shoot(browser: Browser, path: Path, *, whole: bool = False) -> None:
-    """A picture of what the window shows; `whole`: of all of the page."""
-    found = browser.driver.execute_cdp_cmd(
-        "Page.captureScreenshot", {"format": "png", "captureBeyondViewport": whole}
-    )
+def shoot(browser: Browser, path: Path) -> None:
+    """A picture of what the window shows."""
+    found = browser.driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(base64.b64decode(found["data"]))
     print(path, f"{path.stat().st_size / 1024:.0f} KiB", flush=True)
 
 
 def picture(browser: Browser, address: str, folder: Path) -> None:
-    """All pictures of the page as it is now."""
-    for scheme, suffix in (("light", ""), ("dark", "-dark")):
+    """The pictures of the page as it is now: what a window shows, light and dark, all of it, and a phone."""
+    for scheme, suffix in (("dark", "-dark"), ("light", "")):
         browser.prefers(scheme)
         browser.size(1280, 900)
         browser.open(address)
-        time.sleep(1.0)  # colours and widths glide
+        time.sleep(_SETTLE_SECONDS)
         shoot(browser, folder / f"status-page{suffix}.png")
-        height = int(browser.js("document.documentElement.scrollHeight"))
-        browser.size(1280, height)
-        time.sleep(0.5)
-        shoot(browser, folder / f"status-page-whole{suffix}.png")
-        browser.size(390, 844, phone=True)
-        browser.open(address)
-        time.sleep(1.0)
-        shoot(browser, folder / f"status-page-phone{suffix}.png")
+    browser.size(1280, int(browser.js("document.documentElement.scrollHeight")))
+    time.sleep(_SETTLE_SECONDS)
+    shoot(browser, folder / "status-page-whole.png")
+    browser.size(390, 844, phone=True)
+    browser.open(address)
+    time.sleep(_SETTLE_SECONDS)
+    shoot(browser, folder / "status-page-phone.png")
 
 
 def main() -> None:
