@@ -19,7 +19,7 @@ BENCH ?=
 BENCH_ARGS ?=
 export PYTHON
 
-.PHONY: help demo test test-crash test-rdma bench docs screenshots lint format clean
+.PHONY: help demo drill test test-crash test-rdma bench docs screenshots lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -28,6 +28,10 @@ help: ## list the commands
 demo: ## show PegaShm on real vLLM engines: kill them, kill the supervisor, lose nothing
 	@bash tools/setup/environment.sh engine
 	@exec $(python) tools/demo
+
+drill: ## what an operator sees from installation to purge, under every failure, on real engines (5 min)
+	@bash tools/setup/environment.sh engine test
+	@exec $(python) -m pytest -s -p no:cacheprovider tests/drill $(PYTEST_ARGS)
 
 test: ## run the tests, end to end ones on a real vLLM included
 	@bash tools/setup/environment.sh $(if $(filter yes,$(ENGINE)),engine) test

@@ -46,9 +46,9 @@ class WriteBudget:
                 at = min(int(hour), now)  # a clock that was set back
                 self._hours[at] = self._hours.get(at, 0) + nbytes
 
-    def allows(self, nbytes: int) -> bool:
-        """Whether so much more may be written now."""
-        return not self.limit_bytes or self.spent() + nbytes <= self.limit_bytes
+    def left(self) -> int | None:
+        """Bytes that may still be written now; None: any number."""
+        return max(self.limit_bytes - self.spent(), 0) if self.limit_bytes else None
 
     def spend(self, nbytes: int) -> None:
         hour = self._hour()

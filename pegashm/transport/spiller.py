@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from pegashm import _native
 from pegashm.logs import tell
-from pegashm.notices import SPILL_WRITTEN
+from pegashm.notices import SPILL_BUDGET_SPENT, SPILL_WRITTEN
+from pegashm.spill.format import strides_of
 from pegashm.transport.admission import Admission
 from pegashm.transport.backlog import Backlog
 from pegashm.transport.rows import full_key, handles_of, keys_of, words
@@ -221,9 +222,11 @@ class Spiller:
         wanted = described[~gone & ~self._on_ssd(described)]
         if not len(wanted):
             return set()
-        if not self._allowed(wanted):
-            self._tier.count("spill_skipped", len(wanted))
-            return set()
+        if (allowed := self._allowed(wanted)) < len(wanted):
+            self._tier.count("spill_skipped", len(wanted) - allowed)
+            if not allowed:
+                return set()
+            wanted = wanted[:allowed]
         ends = np.cumsum(wanted["payload_bytes"])
         count = max(1, int((ends <= self._batch_bytes).sum()))
         rest = set(handles_of(wanted[count:]).tolist())
@@ -282,10 +285,10 @@ class Spiller:
                 self._tier.count("spill_skipped")
         handed = False
         stay = np.flatnonzero(~go)
-        if len(stay) and not self._allowed(described[stay]):
-            self._tier.count("spill_skipped", len(stay))
-            go[stay] = True
-            stay = stay[:0]
+        if len(stay) and (allowed := self._allowed(described[stay])) < len(stay):
+            self._tier.count("spill_skipped", len(stay) - allowed)
+            go[stay[allowed:]] = True
+            stay = stay[:allowed]
         if len(stay):
             ends = np.cumsum(described["payload_bytes"][stay])
             count = max(1, int((ends <= self._batch_bytes).sum()))
@@ -342,10 +345,25 @@ class Spiller:
                 self._leaving[batch.stride] -= len(batch.described)
         self._wake.set()
 
-    def _allowed(self, described: Rows) -> bool:
+    def _allowed(self, described: Rows) -> int:
+        """How many of these, the first of them, the daily budget still allows."""
         with self._mutex:
             pending = self._under_way_bytes
-        return self._tier.budget.allows(pending + int(described["payload_bytes"].sum()))
+        left = self._tier.budget.left()
+        if left is None:
+            return len(described)
+        ends = pending + np.cumsum(strides_of(described["payload_bytes"]).astype(np.int64))
+        allowed = int((ends <= left).sum())
+        if allowed < len(described):
+            tell(
+                SPILL_BUDGET_SPENT,
+                "spill: the budget of %s in 24 hours is spent: blocks are not written, those evicted now are lost. "
+                "Raise --spill-daily-writes, or admit less (--spill-admission second-touch)",
+                format_bytes(self._config.daily_bytes),
+                bytes=self._tier.budget.spent(),
+                bytes_allowed=self._config.daily_bytes,
+            )
+        return allowed
 
     def _on_ssd(self, described: Rows) -> NDArray[np.bool_]:
         """Which of these blocks a file in use has already."""

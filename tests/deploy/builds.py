@@ -133,7 +133,14 @@ def _digest(tree: Path) -> str:
 def _install(venv: Path, wheel: Path) -> Build:
     build = _environment(venv)
     command = [sys.executable, "-m", "pip", "--python", build.python, "install", "--quiet"]
-    command += ["--no-deps", "--no-index", "--disable-pip-version-check", str(wheel)]
+    # Whatever version the environment around has, which the .pth shows to pip too.
+    command += [
+        "--ignore-installed",
+        "--no-deps",
+        "--no-index",
+        "--disable-pip-version-check",
+        str(wheel),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BuildError(f"pip install: {done.stderr[-2000:]}")

@@ -166,12 +166,13 @@ class Engine(Child):
         options: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
+        python: str = sys.executable,
     ) -> None:
         setup = {
             "options": {"model": str(model), **(options or {})},
             "transfer": None if arena is None else transfer_config(extra),
         }
-        command = [*prefix, sys.executable, "-X", "faulthandler"]
+        command = [*prefix, python, "-X", "faulthandler"]
         command += [str(HERE / "child.py"), json.dumps(setup)]
         super().__init__(command, log, engine_environment(arena, environment), talks=True)
 

@@ -28,21 +28,21 @@ HOUR = 3_600_000_000_000
 def test_a_budget_of_24_hours() -> None:
     now = 1000 * HOUR
     budget = WriteBudget(100, now_ns=lambda: now)
-    assert budget.allows(100)
+    assert 100 == budget.left()
     budget.spend(60)
     now += 10 * HOUR
-    budget.spend(40)
-    assert not budget.allows(1)
+    budget.spend(50)
+    assert 0 == budget.left(), "never below nothing"
     now += 13 * HOUR
-    assert not budget.allows(1)
+    assert 0 == budget.left()
     now += HOUR
-    assert (40, True, False) == (budget.spent(), budget.allows(60), budget.allows(61))
+    assert (50, 50) == (budget.spent(), budget.left())
 
 
 def test_no_budget_counts_all_the_same() -> None:
     budget = WriteBudget(0)
     budget.spend(1 << 50)
-    assert (True, 1 << 50) == (budget.allows(1 << 50), budget.spent())
+    assert (None, 1 << 50) == (budget.left(), budget.spent())
 
 
 def test_a_new_worker_learns_what_was_written() -> None:
@@ -70,9 +70,10 @@ def test_the_daily_budget_is_kept(rig: Callable[..., Rig]) -> None:
     one.kill()
     before = one.counter("spill_stored")
     one.start()
-    one.store(range(60, 64))
-    eventually(lambda: one.counter("spill_skipped") >= 54 - before)
-    assert before == one.counter("spill_stored")  # a restart does not begin the day anew
+    one.store(range(60, 100))
+    eventually(lambda: one.counter("spill_stored") + one.counter("spill_skipped") >= 90)
+    # A restart does not begin the day anew: what it cannot know of are the frames' own pages.
+    assert before <= one.counter("spill_stored") <= before + 6
 
 
 # -- admission -----------------------------------------------------------------------------------
