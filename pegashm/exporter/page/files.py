@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from importlib.resources import files
-from importlib.resources.abc import Traversable
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from pegashm.exporter.server import Answer, Handler, Request, text_answer
@@ -42,10 +40,9 @@ _TYPES: Final = {
 
 def file_routes() -> Mapping[str, Handler]:
     """`/` is the page, the rest of it lies below PREFIX."""
-    known = {
-        name: _answer(name, content)
-        for name, content in _walk(files(__package__).joinpath("static"), "")
-    }
+    folder = Path(__file__).with_name("static")
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    known = {path.relative_to(folder).as_posix(): _answer(path) for path in paths}
 
     def page(request: Request) -> Answer:
         return _unless_known(request, known["index.html"])
@@ -59,21 +56,12 @@ def file_routes() -> Mapping[str, Handler]:
     return {"/": page, PREFIX: part}
 
 
-def _walk(folder: Traversable, path: str) -> list[tuple[str, bytes]]:
-    found = []
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            found += _walk(entry, f"{path}{entry.name}/")
-        else:
-            found.append((path + entry.name, entry.read_bytes()))
-    return found
-
-
-def _answer(name: str, content: bytes) -> Answer:
+def _answer(path: Path) -> Answer:
+    content = path.read_bytes()
     tag = f'"{hashlib.blake2b(content, digest_size=12).hexdigest()}"'
     return Answer(
         body=content,
-        content_type=_TYPES[PurePosixPath(name).suffix],
+        content_type=_TYPES[path.suffix],
         headers={**HEADERS, "ETag": tag, "Cache-Control": "no-cache"},
     )
 

@@ -107,7 +107,7 @@ class History:
             if name not in self._plotted and name not in LEVELS:
                 continue
             there = known[:, :, index]
-            some = there.any(axis=1)
+            some = (there.sum(axis=1) > 0).tolist()
             sums = np.where(there, shaped[:, :, index], 0.0).sum(axis=1)
             over = (
                 np.where(there, lengths, 0.0).sum(axis=1)
@@ -117,7 +117,7 @@ class History:
             mean = np.divide(sums, over, out=np.zeros(points), where=over > 0)
             columns[name] = [
                 _rounded(value) if good else None
-                for value, good in zip(mean.tolist(), some.tolist(), strict=True)
+                for value, good in zip(mean.tolist(), some, strict=True)
             ]
         return columns
 

@@ -95,7 +95,7 @@ class Page:
     def _misses(self) -> dict[str, Any]:
         """By reason, of the last _MISS_SECONDS, the most first."""
         recent = self._history.recent(_MISS_SECONDS)
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"reason": reason, "text": text, "blocks": int(recent[f"missed_{reason}"])}
             for reason, text in MISS_REASONS.items()
         ]
