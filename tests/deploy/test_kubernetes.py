@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -258,6 +259,20 @@ def test_wrong_values_are_refused_by_name(
 ) -> None:
     with pytest.raises(HelmRefusedError, match=says):
         render(values)
+
+
+def test_options_on_command_lines_are_those_of_the_commands() -> None:
+    """What the manifest, the chart and the image put after `pegashm serve` and `pegashm exporter` exists."""
+    from pegashm.cli.exporter import exporter
+    from pegashm.cli.serve import serve
+
+    known = {option for command in (serve, exporter) for p in command.params for option in p.opts}
+    templates = CHART / "templates" / "daemonset.yaml"
+    for path in (DEPLOY / "kubernetes.yaml", templates, DEPLOY / "Containerfile"):
+        lines = [line for line in path.read_text().splitlines() if re.search("command:|^CMD", line)]
+        said = {option for line in lines for option in re.findall(r"--[a-z-]+", line)}
+        assert said
+        assert said <= known | {"--interval", "--timeout", "--start-period"}, path
 
 
 def test_the_charts_version_is_the_packages() -> None:
