@@ -50,6 +50,15 @@ class Attachment:
                 raise
             self._tell(f"{_WITHOUT}: {_said(error)}")
 
+    @property
+    def arena_name(self) -> str:
+        return self._settings.arena
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Of the namespace that this engine is in, or will be."""
+        return self._namespace.fingerprint
+
     def look(self) -> bool:
         """Attach or re-attach if it is time; True when the cache is another one than before."""
         now = time.monotonic()

@@ -50,6 +50,7 @@ from pegashm.connector.stats import Tally
 from pegashm.logs import tell
 from pegashm.notices import CHUNK_TOO_LARGE, CONNECTOR_FAILED
 from pegashm.payload_sums import Checksums, has_sums
+from pegashm.trace.spool import Tracer
 
 __all__ = ["PegaShmManager"]
 
@@ -131,6 +132,7 @@ class PegaShmManager(OffloadingManager):
         )
         self._promotions.follow(attachment.cache)
         self._accounts = Accounts(self._tally, needs_sums=checksums is Checksums.REQUIRED)
+        self._tracer = Tracer(attachment.arena_name, chunk_bytes)
         self._looked_up: dict[RequestState, None] = {}
         self._loading: dict[str, RequestState] = {}
         self._storing: dict[OffloadKey, int] = {}
@@ -178,6 +180,7 @@ class PegaShmManager(OffloadingManager):
             demanded = state.onward(key, context)
             cache.count_asked(demanded)
             self._accounts.opened(context.req_id, state, demanded)
+            self._trace(key, state, context)
         if state.follows_a_lookup(key, context):  # a sliding window, from the end
             keys = [k for k in state.backward(key, context) if not state.is_hit(k)]
             handles, outcomes = cache.find(keys, pin=True)
@@ -199,6 +202,17 @@ class PegaShmManager(OffloadingManager):
                 state.missing.add(asked)
                 if outcome in _ELSEWHERE_OUTCOMES:
                     state.unreached.add(asked)
+
+    def _trace(self, key: OffloadKey, state: RequestState, context: ReqContext) -> None:
+        """For who records, if anybody does: the request's first KV group, whole, once."""
+        if len(state.counted) == 1 and self._tracer.on:
+            chain, tokens = state.chain(key, context)
+            self._tracer.saw(
+                chain,
+                fingerprint=self._attachment.fingerprint,
+                tokens=tokens,
+                group=int.from_bytes(key[-4:], "big"),
+            )
 
     def _hits_to_be(
         self, outcomes: Any, state: RequestState, context: ReqContext
@@ -390,6 +404,7 @@ class PegaShmManager(OffloadingManager):
     @_miss_on_error(lambda *args, **kwargs: None)
     def shutdown(self) -> None:
         self._promotions.close()
+        self._tracer.close()
         self._attachment.close()
 
     # -- inside ----------------------------------------------------------------------------------------

@@ -76,6 +76,11 @@ class RequestState:
         self.spilled.clear()
         self.unreached.clear()
 
+    def chain(self, key: OffloadKey, context: ReqContext) -> tuple[list[OffloadKey], int]:
+        """All keys of its KV group in order, what the engine has itself included, and the token at which they end."""
+        group, _ = self._group(key, context)
+        return group, _positions(context)[group[-1]] if group else 0
+
     def onward(self, key: OffloadKey, context: ReqContext) -> list[OffloadKey]:
         """`key` and those that follow it in its KV group, as far as vLLM has told us the order."""
         group, place = self._group(key, context)

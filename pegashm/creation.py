@@ -62,6 +62,7 @@ from pegashm.names import (
     is_payload_name,
     pending_path,
     runtime_directory,
+    trace_path,
 )
 from pegashm.notices import LEFTOVER_IN_USE, LEFTOVER_REMOVED
 from pegashm.units import GIB, MIB, format_bytes
@@ -190,7 +191,8 @@ def _leftovers(name: str, directories: Iterable[str]) -> list[str]:
                 for file_name in os.listdir(directory)
                 if is_payload_name(name, file_name)
             )
-    return [path for path in sorted(found) if path in listed or not _is_anothers(path)]
+    payloads = [path for path in sorted(found) if path in listed or not _is_anothers(path)]
+    return payloads + [path for path in [trace_path(name)] if os.path.lexists(path)]
 
 
 def _is_anothers(path: str) -> bool:

@@ -22,6 +22,7 @@ __all__ = [
     "payload_path",
     "pending_path",
     "runtime_directory",
+    "trace_path",
 ]
 
 SHM_DIRECTORY: Final = "/dev/shm"
@@ -44,6 +45,11 @@ def control_path(name: str) -> str:
 
 def pending_path(name: str) -> str:
     return f"{SHM_DIRECTORY}/pegashm.{check_name(name)}.pending"
+
+
+def trace_path(name: str) -> str:
+    """Where engines leave what their requests ask for, while somebody records it (`trace/spool.py`)."""
+    return f"{SHM_DIRECTORY}/pegashm.{check_name(name)}.trace"
 
 
 def payload_path(name: str, directory: str, arena: int, token: str = "") -> str:

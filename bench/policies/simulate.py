@@ -18,7 +18,7 @@ from bench.policies.lru import Lru
 from bench.policies.s3fifo import S3Fifo
 from bench.policies.sieve import Sieve
 from bench.policies.tinylfu import WTinyLfu
-from bench.policies.workload import BLOCK_TOKENS, Request, Workload
+from bench.policies.workload import Request, Workload
 
 __all__ = ["POLICIES", "Score", "Tally", "ceiling", "optimum", "replay_references", "simulate"]
 
@@ -83,7 +83,7 @@ class Tally:
             self._could += 1
             self._did += hits > 1
         self._tokens += request.tokens
-        self._computed += max(request.tokens - hits * BLOCK_TOKENS, 0)
+        self._computed += max(request.tokens - hits * request.block_tokens, 0)
         self._seen.update(chain)
 
     def score(self, evictions: int = 0) -> Score:

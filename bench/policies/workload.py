@@ -49,6 +49,7 @@ class Request:
     at_ms: int
     tokens: int
     chain: Chain
+    block_tokens: int = BLOCK_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,10 @@ def read_trace(path: Path, most: int | None = None) -> Workload:
 def _of_json(line: str) -> Request:
     row = json.loads(line)
     return Request(
-        int(row["timestamp"]), int(row["input_length"]), tuple(map(int, row["hash_ids"]))
+        int(row["timestamp"]),
+        int(row["input_length"]),
+        tuple(map(int, row["hash_ids"])),
+        int(row.get("block_tokens", BLOCK_TOKENS)),  # what `pegashm trace record` writes says it
     )
 
 

@@ -25,6 +25,7 @@ COMMANDS: Final = (
     "namespaces",
     "dump",
     "explain",
+    "trace",
     "peers",
     "exporter",
     "quota",
@@ -33,6 +34,7 @@ COMMANDS: Final = (
     "fsck",
     "purge",
     "keys",
+    "completion",
 )
 
 

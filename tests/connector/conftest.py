@@ -25,6 +25,7 @@ if importlib.util.find_spec("vllm") is None:
         "test_namespace.py",
         "test_promotions.py",
         "test_registration.py",
+        "test_trace.py",
         "test_workers.py",
     ]
 
