@@ -57,6 +57,14 @@ def main(
 ) -> None:
     """Show an arena: header, supervisor, namespaces, clients, segments, states, pins, SSD, counters.
 
+    \b
+    Examples:
+      pegashm dump --name kv0
+      pegashm dump --name kv0 --json | jq .tally
+      pegashm dump --name kv0 --blocks                every block that is not free
+      pegashm dump --name kv0 --follow --backlog 0    what is published and evicted, as it comes
+      pegashm dump --spill /nvme/kv0.spill
+
     Reads only, at any time: with or without a supervisor, after a crash, on a damaged region.
     """
     if spill is not None:

@@ -66,11 +66,22 @@ def main() -> None:
           "kv_connector_module_path": "pegashm.connector"}'
 
     \b
-    Look at it, and give its memory back:
+    Examples: is this machine fit, is the arena well, what goes on, why was that a miss?
+      pegashm doctor --size 64G
       pegashm status --name kv0
-      pegashm dump --name kv0
-      pegashm fsck --name kv0
-      pegashm purge --name kv0 --yes
+      pegashm top --name kv0
+      pegashm explain --name kv0 --recent
 
-    Exit status: 0 done, 1 failed, 2 wrong usage or configuration (`status`: see there).
+    \b
+    Give its memory back, under running engines:
+      pegashm drain --name kv0 && pegashm purge --name kv0 --yes --force
+
+    Each command has a --help with examples; those that report have --json. Completion for your shell: `pegashm completion bash|zsh|fish`.
+
+    \b
+    Exit status:
+      0  done, or all is well
+      1  failed, or a finding
+      2  wrong usage or configuration, or nothing could be read
+    What each command means by them stands in its --help.
     """

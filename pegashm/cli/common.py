@@ -97,6 +97,13 @@ def _load_file(ctx: click.Context, _: click.Parameter, path: str | None) -> str 
     return path
 
 
+def _complete_names(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Arenas that are here, for a shell that completes --name."""
+    from pegashm.doctor.arenas import arena_names
+
+    return [name for name in arena_names() if name.startswith(incomplete)]
+
+
 config_option = click.option(
     "--config",
     envvar="PEGASHM_CONFIG",
@@ -113,6 +120,7 @@ name_option = click.option(
     show_envvar=True,
     required=True,
     metavar="NAME",
+    shell_complete=_complete_names,
     help="Name of the arena; engines set PEGASHM_ARENA to it.",
 )
 any_name_option = click.option(
@@ -121,6 +129,7 @@ any_name_option = click.option(
     show_envvar=True,
     required=True,
     metavar="NAME",
+    shell_complete=_complete_names,
     help="Name of the arena; an engine's own variable will do.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

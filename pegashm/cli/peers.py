@@ -19,8 +19,18 @@ def peers(name: str, as_json: bool) -> None:
     """Show the other hosts that an arena's transport worker knows, and how fetches from them go.
 
     \b
-    Exit status: 0 the worker is at work, 1 it is not (what it said last is shown), 2 no such arena, or
-    it was started without --listen.
+    Examples:
+      pegashm peers --name kv0
+      pegashm peers --name kv0 --json | jq '.peers[] | select(.usable | not) | .address'
+
+    HINTS: blocks that the host has told it holds. SHARE: of the fetches it is asked for; one that comes back gets its share gradually. LOAD: how busy
+    it says it is. A host from which fetches failed is left alone for a while, up to 30 s.
+
+    \b
+    Exit status:
+      0  the worker is at work
+      1  it is not; what it said last is shown
+      2  no such arena, or it was started without --listen
     """
     from pegashm.peers.report import read_peers
 

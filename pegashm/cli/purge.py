@@ -22,8 +22,18 @@ def purge(name: str, yes: bool, force: bool) -> None:
     """Remove an arena and everything cached in it. Nothing else ever does.
 
     \b
-    Example:
+    Examples:
       pegashm purge --name kv0 --yes
+      pegashm drain --name kv0 && pegashm purge --name kv0 --yes --force      under engines, without cutting a store short
+
+    Refused while a supervisor or an engine uses it. With --force they go on: engines keep the memory that they have mapped until they attach to the next arena,
+    within seconds of its start; the supervisor ends. Blocks on SSD stay; remove the spill file to be rid of them.
+
+    \b
+    Exit status:
+      0  removed, or there was nothing to remove
+      1  in use (stop it, or --force), or not yours to remove
+      2  wrong usage, or --yes is missing
     """
     if not yes:
         raise ConfigError(f'add --yes to remove arena "{name}" and everything cached in it')

@@ -332,6 +332,12 @@ def serve(
 
     Each option is taken from the command line, else from its environment variable, else from the
     --config file. Flags as variables are 1 or 0.
+
+    \b
+    Exit status:
+      0  ended by SIGTERM or SIGINT
+      1  it cannot be created or served (why, and what to type, is said), or it was removed meanwhile
+      2  wrong usage or configuration
     """
     config = ServeConfig(
         name=name,

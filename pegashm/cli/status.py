@@ -19,14 +19,19 @@ def status(name: str, as_json: bool) -> None:
     """Say whether an arena can be used.
 
     \b
+    Examples:
+      pegashm status --name kv0
+      pegashm status --name kv0 --json | jq .segments_ready
+      until pegashm status --name kv0 >/dev/null; do sleep 0.2; done      wait for it in a script
+
+    Reads the control region only and needs nobody running. Not ready: why, and what to type, is the last line. An arena that is being drained
+    can be used, and says so.
+
+    \b
     Exit status:
       0  ready: at least one segment can be used, and a supervisor is alive
       1  it exists, but is not ready or nobody supervises it
       2  there is none, or it cannot be read
-
-    \b
-    Wait for it in a script:
-      until pegashm status --name kv0 >/dev/null; do sleep 0.2; done
     """
     from pegashm.status import read_status
 

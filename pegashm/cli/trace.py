@@ -34,7 +34,7 @@ def trace() -> None:
     """Record what engines ask for, and replay it with other sizes of memory.
 
     \b
-    How large should the cache be? Record an hour, then try:
+    Example: how large should the cache be? Record an hour, then try.
       pegashm trace record --name kv0 --out hour.jsonl --seconds 3600
       pegashm trace replay hour.jsonl --budget 64G --budget 256G --budget 1T
 
