@@ -20,6 +20,7 @@ __all__ = ["Event", "Journal", "read_journal"]
 
 _AT_ONCE: Final = 65536
 _READY: Final = 2
+_KINDS: Final = ("publish", "evict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ def read_journal(region: Region, blocks: NDArray[Any] | None = None) -> Journal:
         first=rows[0]["sequence"] if rows else head + 1,
         head=head,
         since_ns=clock.earliest,
+        # Of memory; what was spilled and forgotten is told by what is on SSD now.
         events=tuple(
             Event(
                 row["sequence"],
@@ -86,6 +88,7 @@ def read_journal(region: Region, blocks: NDArray[Any] | None = None) -> Journal:
                 *clock.around(row["sequence"]),
             )
             for row in rows
+            if row["event"] in _KINDS
         ),
     )
 

@@ -39,6 +39,12 @@ _STATES: Final = (
     ("evicting", "red"),
     ("free", "bright_black"),
 )
+_EVENT_STYLES: Final = {
+    "publish": "green",
+    "evict": "red",
+    "spill": "cyan",
+    "forget": "bright_black",
+}
 _STATE_STYLES: Final = {
     "ready": "bold green",
     "unsupervised": "bold yellow",
@@ -340,7 +346,7 @@ def _events(now: Moment, width: int, rows: int) -> Panel:
     for event in list(reading.events)[-rows:][::-1]:
         table.add_row(
             str(event.sequence),
-            Text(event.event, "green" if event.event in ("publish", "spill") else "red"),
+            Text(event.event, _EVENT_STYLES.get(event.event, "")),
             event.key[:16],
             str(event.group),
             Text(
