@@ -42,15 +42,7 @@ ADOPTED: Final = {
     "pegashm/_core/FORMAT.md": "format.md",
 }
 # Pages and pictures that are being made: until they are there, links to them are text, and the navigation goes without.
-EXPECTED: Final = frozenset(
-    f"{DOCS}/{name}"
-    for name in (
-        "commands.md",
-        "figures/status-page.png",
-        "figures/status-page-dark.png",
-        "figures/status-page-phone.png",
-    )
-)
+EXPECTED: Final = frozenset(f"{DOCS}/{name}" for name in ("commands.md",))
 LANGUAGES: Final = {
     ".c": "c",
     ".hpp": "cpp",
