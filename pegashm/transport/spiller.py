@@ -203,7 +203,7 @@ class Spiller:
         """Hand over one batch of what waits longest. True when there may be more to do at once."""
         self._tier.count("spill_late", self._backlog.expire(time.monotonic()))
         if chosen := self._backlog.take(self._batch_bytes, _BATCH_BLOCKS):
-            left = self._write([waiting.handle for waiting in chosen])
+            left = self._write([waiting.handle for waiting in chosen], patient=True)
             again = [waiting for waiting in chosen if waiting.handle in left]
             self._backlog.put_back(again)
             return not again
@@ -212,8 +212,11 @@ class Spiller:
         self._missed.extendleft(handle for handle in reversed(missed) if handle in left)
         return bool(missed) and len(left) < len(missed)
 
-    def _write(self, handles: Sequence[int]) -> set[int]:
-        """Hand over those that are not on SSD, as many as make a batch. Which are left: no writer has room for them."""
+    def _write(self, handles: Sequence[int], *, patient: bool = False) -> set[int]:
+        """Hand over those that are not on SSD, as many as make a batch. Which are left: no writer has room for them.
+
+        `patient`: also those that cannot be pinned just now, until their time in the backlog is over.
+        """
         with self._mutex:
             fresh = words(handle for handle in handles if handle not in self._under_way)
         described = self._region.describe(fresh)
@@ -238,6 +241,8 @@ class Spiller:
         pinned = self._client.pin(handles_of(wanted)) == _native.OK
         batch = Batch(described=wanted[pinned])
         self._tier.files.settle(number, nbytes - batch.nbytes)
+        if patient:  # an evictor and we may both have stepped back: it is there still
+            rest |= set(handles_of(wanted[~pinned]).tolist())
         if not len(batch.described) or self._hand_over(number, batch):
             return rest
         self._client.unpin(batch.handles)
