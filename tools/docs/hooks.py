@@ -12,7 +12,7 @@ import posixpath
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADOPTED",
-    "EXPECTED",
     "on_config",
     "on_files",
     "on_page_content",
@@ -41,8 +40,6 @@ ADOPTED: Final = {
     "pegashm/DESIGN.md": "decisions.md",
     "pegashm/_core/FORMAT.md": "format.md",
 }
-# Pages and pictures that are being made: until they are there, links to them are text, and the navigation goes without.
-EXPECTED: Final = frozenset(f"{DOCS}/{name}" for name in ("commands.md",))
 LANGUAGES: Final = {
     ".c": "c",
     ".hpp": "cpp",
@@ -71,7 +68,6 @@ _ELSEWHERE: Final = ("http://", "https://", "mailto:", "#")
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """The repository's own name for each page, filled by `on_files`."""
     config["sources"] = {}
-    config["nav"] = _there(config["nav"])
     return config
 
 
@@ -112,10 +108,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if own is None or page.file.src_uri.startswith("source/"):
         return markdown
     here, folder = posixpath.dirname(page.file.src_uri), posixpath.dirname(own)
-    for missing in EXPECTED:
-        if not (ROOT / missing).exists():
-            name = re.escape(missing.removeprefix(f"{DOCS}/"))
-            markdown = re.sub(rf"!?\[([^\]]*)\]\((?:docs/)?{name}(?:#[^)]*)?\)", r"\1", markdown)
     return _with_links(
         markdown, lambda target: _on_site(target, here=here, folder=folder, files=files)
     )
@@ -136,18 +128,6 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
     html = CELL_CODE.sub(lambda found: found[0].replace("\\|", "|"), html)
     return DRAWING.sub(drawing, html)
-
-
-def _there(nav: list[Any]) -> list[Any]:
-    """The navigation without pages that are still expected."""
-    kept = []
-    for entry in nav:
-        ((title, inside),) = entry.items()
-        if isinstance(inside, list):
-            kept.append({title: _there(inside)})
-        elif f"{DOCS}/{inside}" not in EXPECTED or (ROOT / DOCS / inside).exists():
-            kept.append(entry)
-    return kept
 
 
 def targets(markdown: str, folder: str) -> list[str]:
