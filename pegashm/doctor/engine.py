@@ -57,10 +57,10 @@ class _Engine:
     seed: str | None
 
 
-def check_hashes() -> list[Finding]:
+def check_hashes(processes: Path = Path("/proc")) -> list[Finding]:
     """Whether block hashes are the same in every process: of each vLLM that runs here, and of one started from this shell."""
     check = "hashes"
-    engines = list(_engines())
+    engines = list(_engines(processes))
     findings = [
         error(
             check,
@@ -105,9 +105,9 @@ def check_hashes() -> list[Finding]:
     ]
 
 
-def _engines() -> Iterator[_Engine]:
+def _engines(processes: Path) -> Iterator[_Engine]:
     """Processes that were started as vLLM and that we may look at."""
-    for folder in Path("/proc").iterdir():
+    for folder in processes.iterdir():
         if not folder.name.isdecimal():
             continue
         try:
