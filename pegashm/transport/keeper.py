@@ -86,7 +86,7 @@ class Keeper:
             spill=self._config.spill,
             peers=self._config.peers,
             group=self._config.group,
-            log=log and (log.format, log.level),
+            log=None if log is None else (log.format, log.level),
             parent_pid=os.getpid(),
         )
         command = [sys.executable, "-m", "pegashm.transport.worker", options.to_json()]
