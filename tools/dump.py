@@ -38,7 +38,11 @@ EXIT_STATUS = {"ok": 0, "finding": 1, "cannot tell": 2}
 @click.option("--spill", metavar="PATH", help="Show this spill file instead, in use or not.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document; keys and digests in hex.")
 @click.option("--blocks", is_flag=True, help="List every block that is not free.")
-@click.option("--follow", is_flag=True, help="Print events as they come: publish, evict, and of SSD spill, forget.")
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Print events as they come: publish, evict, and of SSD spill, forget.",
+)
 @click.option(
     "--backlog", type=click.IntRange(min=0), default=10, show_default=True,
     help="--follow: past events to begin with.",

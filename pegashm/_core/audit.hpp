@@ -147,8 +147,8 @@ inline bool possible_event(const View& view, uint64_t place, const JournalEntry&
   const uint64_t event = entry.what & 0xFF;
   const bool in_memory = event == static_cast<uint64_t>(Event::publish) ||
                          event == static_cast<uint64_t>(Event::evict);
-  const bool on_ssd = event == static_cast<uint64_t>(Event::spill) ||
-                      event == static_cast<uint64_t>(Event::forget);
+  const bool on_ssd =
+      event == static_cast<uint64_t>(Event::spill) || event == static_cast<uint64_t>(Event::forget);
   const uint32_t record = handle_record(entry.handle);
   const Geometry& geometry = view.geometry;
   return entry.sequence < clock_max &&

@@ -51,7 +51,7 @@ inline EventsRead read_changed(const View& view, uint64_t after, uint64_t settle
 }
 
 struct Residents {
-  uint32_t next;   // the first record that was not looked at
+  uint32_t next;  // the first record that was not looked at
   uint32_t count;  // keys written out
 };
 
@@ -62,7 +62,8 @@ inline Residents read_residents(const View& view, uint32_t namespace_id, uint32_
   const Geometry& geometry = view.geometry;
   const uint32_t total = geometry.record_count + geometry.spill_record_count;
   Residents found{first, 0};
-  for (uint32_t seen = 0; seen < records_max && found.next < total && found.count < keys_max; ++seen) {
+  for (uint32_t seen = 0; seen < records_max && found.next < total && found.count < keys_max;
+       ++seen) {
     const uint32_t record = found.next++;
     Key key;
     if (record < geometry.record_count) {
