@@ -97,6 +97,10 @@ def _miss_on_error(instead: Callable[_P, _T]) -> Callable[[Callable[_P, _T]], Ca
     return decorate
 
 
+def _no_events(self: Any) -> Iterable[OffloadingEvent]:
+    return ()
+
+
 class PegaShmManager(OffloadingManager):
     """vLLM's OffloadingManager on the shared index. `writers`: workers that copy each stored chunk."""
 
@@ -369,7 +373,7 @@ class PegaShmManager(OffloadingManager):
     def get_stats(self) -> OffloadingConnectorStats | None:
         return self._tally.take()
 
-    @_miss_on_error(lambda self: ())
+    @_miss_on_error(_no_events)
     def take_events(self) -> Iterable[OffloadingEvent]:
         return () if self._events is None else self._events.take()
 
