@@ -163,7 +163,7 @@ def test_drill(
     assert expected(prompts["there"])[0] == neighbour.ask(prompts["there"])[0].tokens
     operator.sees_metric(BLOCKS, "pegashm_blocks", tier="remote", state="hinted")
     hits_again(engine, prompts["there"], expected)
-    operator.sees_metric(BLOCKS, "pegashm_peer_fetches_total", result="ok")
+    operator.sees_metric(BLOCKS, "pegashm_peer_fetches_total", result="fetched")
     neighbour.kill()
     other.kill()
     kill_worker(other_name)
