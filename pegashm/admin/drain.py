@@ -22,6 +22,9 @@ __all__ = ["Drained", "drain", "undo"]
 _CLAIMED: Final = 1
 _READY: Final = 2
 _POLL_SECONDS: Final = 0.1
+# A call that read the word just before it was set may still claim and publish: over is what stays so for this many looks. A process
+# that is stopped right there can be later; a second `drain` takes what it stored.
+_LOOKS_IN_A_ROW: Final = 5
 _REAP_EVERY_SECONDS: Final = 1.0
 # Blocks wait at most 2 s to be written (--spill-backlog-seconds): no news for longer than that is the end of it.
 _SETTLED_SECONDS: Final = 3.0
@@ -91,14 +94,14 @@ def _until(
     tick: Callable[[Drained], None],
 ) -> bool:
     """Look, and look again, until it is over (True) or too late; reap the dead meanwhile, who would never let go."""
-    so_far.step, reap_at = step, 0.0
+    so_far.step, reap_at, in_a_row = step, 0.0, 0
     while True:
         _look(cache, so_far)
-        ended = over()
+        in_a_row = in_a_row + 1 if over() else 0
         tick(so_far)
         now = time.monotonic()
-        if ended or now >= deadline:
-            return ended
+        if in_a_row >= _LOOKS_IN_A_ROW or now >= deadline:
+            return in_a_row > 0
         if now >= reap_at:
             reap_at = now + _REAP_EVERY_SECONDS
             cache.reap_dead(most=4)

@@ -67,6 +67,6 @@ def assert_blocks_are_as_planned(arena: Arena, model: Path, options: dict[str, A
     blocks = arena.region.blocks()
     stored = blocks[blocks["payload_bytes"] != 0]
     assert {planned.chunk_bytes} == set(stored["payload_bytes"].tolist())
-    # The prompt's whole blocks in every group, and at most one more of the answer.
-    least = len(planned.groups) * (PROMPT_TOKENS // tokens)
-    assert least <= len(stored) <= least + len(planned.groups)
+    # All whole blocks of the prompt in one group, at least the window's last in others; and at most one more of the answer.
+    whole, groups = PROMPT_TOKENS // tokens, len(planned.groups)
+    assert whole + groups - 1 <= len(stored) <= groups * (whole + 1)
