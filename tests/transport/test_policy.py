@@ -72,8 +72,8 @@ def test_the_daily_budget_is_kept(rig: Callable[..., Rig]) -> None:
     one.start()
     one.store(range(60, 100))
     eventually(lambda: one.counter("spill_stored") + one.counter("spill_skipped") >= 90)
-    # A restart does not begin the day anew: what it cannot know of are the frames' own pages.
-    assert before <= one.counter("spill_stored") <= before + 6
+    # A restart does not begin the day anew: the blocks of both lives keep to one budget. Only pages of frames are forgotten.
+    assert before <= one.counter("spill_stored") <= 30
 
 
 # -- admission -----------------------------------------------------------------------------------
