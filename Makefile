@@ -31,7 +31,7 @@ demo: ## show PegaShm on real vLLM engines: kill them, kill the supervisor, lose
 
 drill: ## what an operator sees from installation to purge, under every failure, on real engines (5 min)
 	@bash tools/setup/environment.sh engine test
-	@exec $(python) -m pytest -s -p no:cacheprovider tests/drill $(PYTEST_ARGS)
+	@PEGASHM_DRILL=1 $(python) -m pytest -s -p no:cacheprovider tests/drill $(PYTEST_ARGS)
 
 test: ## run the tests, end to end ones on a real vLLM included
 	@bash tools/setup/environment.sh $(if $(filter yes,$(ENGINE)),engine) test

@@ -41,7 +41,14 @@ from tests.e2e.conftest import expected, models, start  # noqa: F401 - fixtures
 from tests.e2e.engines import Child, Engine, counter, new_prompt
 from tests.peers.rig import free_port
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        not (os.environ.get("PEGASHM_DRILL") or os.environ.get("PEGASHM_LONG")),
+        reason="minutes on real engines: make drill",
+    ),
+]
 
 TOKENS = 512  # of a prompt of 550: four whole blocks of 128
 BLOCKS = 4
