@@ -29,6 +29,7 @@ from pegashm import creation, supervisor
 from pegashm.arena import open_arena
 from pegashm.cache import Cache, Copyist
 from pegashm.cli import main
+from pegashm.cli.serve import serve as serve_command
 from pegashm.config import ServeConfig
 from pegashm.errors import ArenaBusyError, ConfigError, ResourceError
 from pegashm.layout import plan_layout
@@ -369,7 +370,7 @@ def test_command_line_beats_variable_beats_file_beats_default(
 
 
 def test_every_option_of_serve_has_a_variable_named_after_it() -> None:
-    for option in main.commands["serve"].params:
+    for option in serve_command.params:
         assert option.name is not None
         assert f"PEGASHM_{option.name.upper()}" == option.envvar
 

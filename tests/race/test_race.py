@@ -74,4 +74,12 @@ def test_planted_mistake_is_found(mistake: str, seed: int, tmp_path: Path) -> No
     # Where few threads meet, on a busy machine, it takes longer to be seen; the first race that is seen ends it.
     env = {"TSAN_OPTIONS": "halt_on_error=1"}
     with pytest.raises(AssertionError, match=words):
-        run(program, CONTROL_SECONDS[sanitizer], seed, folder=tmp_path, env=env, keep=False)
+        for more in range(3):
+            run(
+                program,
+                CONTROL_SECONDS[sanitizer],
+                seed + more,
+                folder=tmp_path,
+                env=env,
+                keep=False,
+            )
