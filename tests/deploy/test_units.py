@@ -113,7 +113,7 @@ def drop_in(unit: str) -> str:
         "StandardError=inherit",
     ]
     # The interpreter of a developer's machine may lie in a home, which the units hide.
-    if str(Path(sys.executable).resolve()).startswith(("/root/", "/home/")):
+    if Path(sys.executable).resolve().is_relative_to(Path.home()):
         lines.append("ProtectHome=read-only")
     return "\n".join(lines) + "\n"
 
