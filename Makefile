@@ -1,11 +1,13 @@
 # The commands of this repository. `make` alone lists them.
 #
 # Each makes what it needs first (.venv, system packages when root): see tools/setup. A second run installs
-# only what changed. Variables: PYTHON=python3.12, ENGINE=no (tests without vLLM), PYTEST_ARGS="-k dump".
+# only what changed. Variables: PYTHON=python3.12, ENGINE=no (tests without vLLM), PYTEST_ARGS="-k dump", JOBS=0 (one test at a time).
 
 SHELL := bash
 ENGINE ?= yes
 PYTEST_ARGS ?=
+# How many tests run at once. A file's tests stay together, and files in their order, so that what is long does not come last.
+JOBS ?= 2
 python := .venv/bin/python
 # mypy wants the package as it installs, with connector/ and tools/ inside it.
 typed := .cache/typed
@@ -35,7 +37,7 @@ drill: ## what an operator sees from installation to purge, under every failure,
 
 test: ## run the tests, end to end ones on a real vLLM included
 	@bash tools/setup/environment.sh $(if $(filter yes,$(ENGINE)),engine) test
-	@exec $(python) -m pytest $(PYTEST_ARGS)
+	@exec $(python) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-crash: ## prove crash safety, the long form: every crash point, interleavings, fuzz, storms (30 min)
 	@bash tools/setup/environment.sh engine test

@@ -16,7 +16,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,6 +30,7 @@ __all__ = [
     "SEED",
     "Findings",
     "Options",
+    "cpu_seconds",
     "free_bytes",
     "interleave",
     "median",
@@ -200,6 +201,19 @@ def sentence(machine: Mapping[str, Any]) -> str:
         f"L3 {machine['l3']}, {machine['memory_gib']} GiB, Linux {machine['kernel']}, "
         f"THP {machine['thp']}, Python {machine['python']}, load {machine['load']}"
     )
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """CPU time that these processes took so far, in user and kernel mode, all their threads; the dead took none."""
+    ticks = 0
+    for pid in pids:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+        except OSError:
+            continue
+        user, kernel = stat.rsplit(b")", 1)[1].split()[11:13]
+        ticks += int(user) + int(kernel)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def meminfo() -> dict[str, int]:

@@ -5,7 +5,9 @@ copies blocks of 64 KiB out. Watchers: `pegashm exporter`, scraped every second 
 on a terminal of its own where this build has it, both once a second. They run all the time and are stopped (SIGSTOP) for the windows
 without them, so that neither kind of window pays for their starts. Each window is long enough to have a pass over all
 records in it, which `--survey-seconds 5` makes twice as often as the default; what counts is all work of a window, so what a
-burst costs is in it. Medians of windows are compared.
+burst costs is in it. A window is compared with its neighbour, and the median of those pairs is told with its 95 %
+interval (bootstrap): where the machine's own noise is larger than what watching costs, the interval says so. What the
+watchers take themselves is told beside it, in CPU time: that figure has little noise.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -55,7 +58,7 @@ while True:
 
 def measure(options: harness.Options) -> harness.Findings:
     blocks = options.pick(1_000_000, 250_000, 16_000)
-    rounds = options.pick(15, 5, 2)
+    rounds = options.pick(30, 5, 2)
     seconds = options.pick(6.0, 2.0, 0.2)
     name = f"bench-watching-{os.getpid()}"
     harness.progress(f"an arena of {blocks} blocks")
@@ -72,45 +75,62 @@ def measure(options: harness.Options) -> harness.Findings:
                 )
         samples = harness.interleave(rounds, contenders)
         work_hash = work.hash()
-    medians = {name: harness.median(values) for name, values in samples.items()}
-    lookup, copy = (
-        1 - medians[f"{what} watched"] / medians[f"{what} alone"] for what in ("lookup", "copy")
-    )
+    losses = {
+        what: Loss.of(samples[f"{what} alone"], samples[f"{what} watched"])
+        for what in ("lookup", "copy")
+    }
     rows = [
         [
             f"{what}, {unit}",
-            round(medians[f"{what} alone"] / scale, 3),
-            round(medians[f"{what} watched"] / scale, 3),
-            f"{loss:.2%}",
-            f"{spread(samples[f'{what} alone']):.1%}",
+            round(harness.median(samples[f"{what} alone"]) / scale, 3),
+            round(harness.median(samples[f"{what} watched"]) / scale, 3),
+            f"{losses[what].median:+.2%}",
+            f"{losses[what].low:+.2%} to {losses[what].high:+.2%}",
         ]
-        for what, unit, scale, loss in (
-            ("lookup", "million keys/s", 1e6, lookup),
-            ("copy", "GB/s", 1e9, copy),
-        )
+        for what, unit, scale in (("lookup", "million keys/s", 1e6), ("copy", "GB/s", 1e9))
     ]
+    shares = watchers.shares()
     figures = {
         "watchers": list(watchers.names),
         "blocks": published,
-        "lookup_loss": round(lookup, 5),
-        "copy_loss": round(copy, 5),
+        "loss": {what: asdict(loss) for what, loss in losses.items()},
+        "cpu_share": {name: round(share, 5) for name, share in shares.items()},
         "results": {name: [round(value) for value in values] for name, values in samples.items()},
     }
-    table = harness.table(
-        "a window's median, alone and watched",
-        ["", "alone", "watched", "lost (target < 1 %)", "spread of windows alone"],
-        rows,
-    )
-    return harness.Findings([table], figures, work_hash)
+    tables = [
+        harness.table(
+            f"medians of {rounds} windows of {seconds:g} s, alone and watched",
+            ["", "alone", "watched", "lost (target < 1 %)", "95 % interval"],
+            rows,
+        ),
+        harness.table(
+            "what a watcher takes, of one core",
+            ["", "share"],
+            [[name, f"{share:.2%}"] for name, share in shares.items()],
+        ),
+    ]
+    return harness.Findings(tables, figures, work_hash)
 
 
 NAMESPACE = namespace_of({"bench": "watching"}, label="bench watching")
 
 
-def spread(values: list[float]) -> float:
-    """Of the middle half of the windows, as a share: what a smaller loss than that means nothing beside."""
-    low, high = harness.percentile(values, 25), harness.percentile(values, 75)
-    return (high - low) / harness.median(values)
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What watching took, as a share: the median of pairs of windows, and the 95 % interval of that median."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, alone: list[float], watched: list[float]) -> Loss:
+        pairs = 1 - np.asarray(watched) / np.asarray(alone)
+        again = np.random.default_rng(harness.SEED).choice(pairs, (10_000, len(pairs)))
+        low, high = np.percentile(np.median(again, axis=1), (2.5, 97.5))
+        return cls(
+            *(round(float(share), 5) for share in (harness.median(pairs.tolist()), low, high))
+        )
 
 
 def fill(cache: Cache, keys: KeySet) -> int:
@@ -177,15 +197,32 @@ class Watchers:
 
     def __init__(self, processes: dict[str, subprocess.Popen[Any]]) -> None:
         self._processes = processes
+        self._spent = dict.fromkeys(processes, 0.0)
+        self._watched_seconds = 0.0
         self.names = tuple(processes)
 
     def during(self, do: Callable[[], float], *, watched: bool) -> Callable[[], float]:
         def window() -> float:
             self._send(signal.SIGCONT if watched else signal.SIGSTOP)
             time.sleep(0.1)
-            return do()
+            before, began = self._cpu_seconds(), time.monotonic()
+            done = do()
+            if watched:
+                self._watched_seconds += time.monotonic() - began
+                for name, seconds in self._cpu_seconds().items():
+                    self._spent[name] += seconds - before[name]
+            return done
 
         return window
+
+    def shares(self) -> dict[str, float]:
+        """CPU time of each while it watched, as a share of one core."""
+        return {name: spent / self._watched_seconds for name, spent in self._spent.items()}
+
+    def _cpu_seconds(self) -> dict[str, float]:
+        return {
+            name: harness.cpu_seconds([process.pid]) for name, process in self._processes.items()
+        }
 
     def _send(self, sent: signal.Signals) -> None:
         for name, process in self._processes.items():

@@ -4,7 +4,8 @@ A client is dead when nobody holds its OWNER byte *and* nobody holds its COPIERS
 workers may be copying long after its scheduler died. Both are taken exclusively, never waited for, so
 that no other reaper and no new client has the slot meanwhile; what the slot left is then undone and
 the locks are dropped. A reaper that dies half way leaves the slot attached and its locks to the kernel:
-the next one begins again. Called by the supervisor every second, and by engines that need space.
+the next one begins again. Called by the supervisor every second, and by engines that need space; whoever reaps says
+so in its own log.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 
 from pegashm.arena import Arena
 from pegashm.liveness import SLOT_COUNT, copiers_byte, owner_byte, try_lock, unlock
+from pegashm.logs import tell
+from pegashm.notices import CLIENT_REAPED
 
 __all__ = ["ReapReport", "reap_dead_clients"]
 
@@ -67,7 +70,17 @@ def _reap(arena: Arena, client: dict[str, Any]) -> ReapReport | None:
             unlock(arena.control_fd, copiers)
     finally:
         unlock(arena.control_fd, owner)
-    return ReapReport(slot, int(client["pid"]), _text(client["label"]), undone)
+    report = ReapReport(slot, int(client["pid"]), _text(client["label"]), undone)
+    tell(
+        CLIENT_REAPED,
+        "%s",
+        report,
+        slot=report.slot,
+        pid=report.pid,
+        label=report.label,
+        undone=report.undone,
+    )
+    return report
 
 
 def _text(label: str | bytes) -> str:

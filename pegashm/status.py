@@ -130,7 +130,10 @@ def read_status(name: str) -> StatusReport:
         return StatusReport(
             name=name, state="unreadable", reason=str(error), supervisor_alive=supervisor_alive
         )
-    state, reason = _judge(name, int(header["segments_ready"]), supervisor_alive)
+    missing = [
+        path for arena in header["arenas"] if not os.path.exists(path := _text(arena["path"]))
+    ]
+    state, reason = _judge(name, int(header["segments_ready"]), supervisor_alive, missing)
     return StatusReport(
         name=name,
         state=state,
@@ -173,7 +176,14 @@ def read_status(name: str) -> StatusReport:
     )
 
 
-def _judge(name: str, segments_ready: int, supervisor_alive: bool) -> tuple[str, str]:
+def _judge(
+    name: str, segments_ready: int, supervisor_alive: bool, missing: list[str]
+) -> tuple[str, str]:
+    if missing:
+        return "unreadable", (
+            f"{', '.join(missing)} is gone: engines that have it serve on, no other can attach. Type "
+            f"`pegashm purge --name {name} --yes --force`, then start `pegashm serve --name {name}` with its size again"
+        )
     if not supervisor_alive:
         return "unsupervised", (
             "engines can use it, but nobody reaps the dead: start "

@@ -50,7 +50,6 @@ from pegashm.notices import (
     ARENA_REPAIRED,
     ARENA_UNCHECKED,
     ARENA_UNFINISHED,
-    CLIENT_REAPED,
     ENDING,
     HUGE_PAGES_POSSIBLE,
     MEMORY_NOT_BOUND,
@@ -239,7 +238,7 @@ class _Supervisor:
         name, region = self.config.name, self.arena.region
         self.notifier.extend_start(300)
         self.notifier.status("walking the records of the existing arena")
-        self._reap()
+        reap_dead_clients(self.arena, None)
         try:
             report = fsck.repair(self.arena)
         except (
@@ -305,22 +304,10 @@ class _Supervisor:
                 "more, so the rest is removed. Engines go on without it and join the next one: start "
                 "`pegashm serve` again"
             )
-        self._reap()
+        reap_dead_clients(self.arena, None)
         progress = populator.progress
         total = self.arena.region.header["segment_count"]
         self.notifier.status(f"{progress.segments_ready} of {total} segments ready")
-
-    def _reap(self) -> None:
-        for report in reap_dead_clients(self.arena, None):
-            tell(
-                CLIENT_REAPED,
-                "%s",
-                report,
-                slot=report.slot,
-                pid=report.pid,
-                label=report.label,
-                undone=report.undone,
-            )
 
     def _announce(self, segments_ready: int) -> None:
         self.announced = True

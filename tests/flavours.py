@@ -92,7 +92,7 @@ def build(flavour: str, core: Path | None = None) -> Path:
     pyx = ROOT / extension["sources"][0]
     headers = sorted(header for folder in include for header in folder.glob("*.hpp"))
     flags = [*extension["extra-compile-args"], *FLAVOURS[flavour]]
-    digest = _digest([pyx, *headers], [*flags, _version(), sys.version])
+    digest = _digest([*_parts(pyx), *headers], [*flags, _version(), sys.version])
     target = CACHE / f"{flavour}-{digest}" / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
     if target.exists():
         return target
@@ -190,9 +190,14 @@ def _library(name: str) -> str:
     return str(Path(_output([COMPILER, f"-print-file-name={name}"])).resolve())
 
 
+def _parts(pyx: Path) -> list[Path]:
+    """The binding's source and all that it includes."""
+    return [pyx, *sorted(pyx.parent.glob("_binding/*.pxi"))]
+
+
 def _cythonize(pyx: Path) -> Path:
     """The C++ of the binding: the same for every flavour, so made once."""
-    source = CACHE / f"cpp-{_digest([pyx], [])}" / "_native.cpp"
+    source = CACHE / f"cpp-{_digest(_parts(pyx), [])}" / "_native.cpp"
     with _locked(CACHE / "cpp.lock"):
         if not source.exists():
             source.parent.mkdir(exist_ok=True)

@@ -93,6 +93,18 @@ def test_engines_work_on_while_the_supervisor_is_killed(
         cache.unpin(handles)
 
 
+def test_status_without_its_payload_says_that_nobody_can_attach(
+    name: str, serve: Callable[..., Served]
+) -> None:
+    serve().wait_ready().end(signal.SIGKILL)
+    payload = Path("/dev/shm", f"pegashm.{name}.arena0")
+    payload.unlink()
+    report = status(name)
+    assert ("unreadable", 2) == (report["state"], report["exit_status"])
+    assert f"{payload} is gone" in report["reason"]
+    assert f"pegashm purge --name {name}" in report["reason"]
+
+
 def test_status_of_nothing_is_2_and_names_the_command(name: str) -> None:
     result = pegashm("status", "--name", name)
     assert 2 == result.returncode

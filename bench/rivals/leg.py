@@ -22,7 +22,6 @@ KEY_COUNTS = (1, 64, 1000)
 CALLS = {1: 100, 64: 30, 1000: 5}
 A_CALL = 32
 IDLE_SECONDS = 2.0
-TICKS_A_SECOND = 100
 KIB = 1 << 10
 
 
@@ -128,18 +127,6 @@ def row(
 
 def idle(pids: Sequence[int]) -> float:
     """What share of a core these processes take while nobody asks them anything."""
-    before = cpu_seconds(pids)
+    before = harness.cpu_seconds(pids)
     time.sleep(IDLE_SECONDS)
-    return round((cpu_seconds(pids) - before) / IDLE_SECONDS, 4)
-
-
-def cpu_seconds(pids: Sequence[int]) -> float:
-    total = 0
-    for pid in pids:
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                fields = file.read().rsplit(b")", 1)[1].split()
-        except OSError:
-            continue
-        total += int(fields[11]) + int(fields[12])
-    return total / TICKS_A_SECOND
+    return round((harness.cpu_seconds(pids) - before) / IDLE_SECONDS, 4)

@@ -15,6 +15,7 @@ from typing import Any, Final
 from pegashm._native import Region, draining_since
 from pegashm.admin.drop import evict_rows
 from pegashm.cache import Cache
+from pegashm.liveness import SUPERVISOR_BYTE, holder_alive
 from pegashm.transport.client import worker_alive
 
 __all__ = ["Drained", "drain", "undo"]
@@ -28,6 +29,8 @@ _LOOKS_IN_A_ROW: Final = 5
 _REAP_EVERY_SECONDS: Final = 1.0
 # Blocks wait at most 2 s to be written (--spill-backlog-seconds): no news for longer than that is the end of it.
 _SETTLED_SECONDS: Final = 3.0
+# So long a worker that is being started, or started again, has to open its files.
+_WORKER_SECONDS: Final = 10.0
 _SPILL_COUNTERS: Final = ("spill_stored", "spill_skipped", "spill_late")
 
 
@@ -111,14 +114,24 @@ def _until(
 def _spilled(
     cache: Cache, so_far: Drained, deadline: float, tick: Callable[[Drained], None]
 ) -> bool:
-    """What waits to be written to SSD is; at once where there is no transport worker, or no SSD."""
+    """What waits to be written to SSD is; at once where there is no SSD, or nobody who starts a worker."""
     region = cache.region
-    if not region.header["spill_usable"] or not worker_alive(cache.arena):
+    if not region.header["spill_record_count"]:
         return True
     before, since = _written(region), time.monotonic()
+    patience = since + _WORKER_SECONDS
+
+    def at_work() -> bool:
+        return bool(region.header["spill_usable"]) and worker_alive(cache.arena)
+
+    def to_come() -> bool:
+        return time.monotonic() < patience and holder_alive(cache.arena.control_fd, SUPERVISOR_BYTE)
 
     def settled() -> bool:
         nonlocal before, since
+        if not at_work():
+            since = time.monotonic()
+            return not to_come()
         if (now := _written(region)) != before:
             before, since = now, time.monotonic()
         return time.monotonic() - since >= _SETTLED_SECONDS

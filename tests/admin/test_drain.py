@@ -7,15 +7,23 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from pegashm import _native
 from pegashm.arena import open_arena
+from pegashm.cache import Cache
 from pegashm.fsck import check_name
 from pegashm.status import read_status
 
 from tests.admin.scenes import attach, key_of, run, said, store
 from tests.doctor.conftest import told, worst
 from tests.served import Served
+from tests.transport.rig import eventually
+
+
+def outcomes_of(cache: Cache, numbers: range) -> set[int]:
+    _, outcomes = cache.find([key_of(n) for n in numbers])
+    return set(outcomes.tolist())
 
 
 def test_an_arena_at_rest_is_emptied_and_comes_back(arena_name: Callable[..., str]) -> None:
@@ -77,6 +85,25 @@ def test_what_the_dead_hold_is_taken_back(arena_name: Callable[..., str]) -> Non
             os._exit(1)
     os.waitpid(child, 0)
     assert said("drain", "--name", name, "--timeout", "60")["done"]
+
+
+def test_what_waits_for_ssd_is_written_first(
+    serve: Callable[..., Served], name: str, tmp_path: Path
+) -> None:
+    """Blocks that wait up to 2 s for the worker when it begins are on SSD when it is over, and hits again after it all."""
+    spill = ("--size", "32M", "--spill", str(tmp_path / "kv.spill"), "--spill-size", "64M")
+    first = serve(*spill).wait_ready()
+    with attach(name) as cache:
+        store(cache, range(20))
+    report = said("drain", "--name", name)
+    assert (True, 0, 20, 20) == tuple(
+        report[key] for key in ("done", "blocks", "evicted", "on_ssd")
+    )
+    first.end()
+    assert 0 == run("purge", "--name", name, "--yes")[0]
+    serve(*spill).wait_ready().wait_log("20 blocks found")
+    with attach(name) as cache:
+        eventually(lambda: outcomes_of(cache, range(20)) == {_native.SPILLED})
 
 
 def test_it_stays_drained_and_says_so(serve: Callable[..., Served], name: str) -> None:

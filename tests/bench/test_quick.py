@@ -31,7 +31,7 @@ FIGURES: dict[str, set[str]] = {
     "tier": {"hit_rate_with", "hit_rate_without", "wrong_blocks", "slowdown_p50"},
     "spill": {"share_spill_median", "share_promote_median", "amplification_max", "open_s"},
     "start": {"of_kernel"},
-    "watching": {"watchers", "lookup_loss", "copy_loss"},
+    "watching": {"watchers", "loss", "cpu_share"},
 }
 SECONDS_MAX = 100
 

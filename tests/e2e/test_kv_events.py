@@ -24,6 +24,7 @@ import zmq
 from pegashm.arena import open_arena
 from pegashm.cache import Cache
 
+from tests.admin.scenes import said
 from tests.e2e.engines import (
     OPTIONS,
     Child,
@@ -233,3 +234,7 @@ def test_an_engine_that_sleeps_tells_it_in_its_next_step(
     assert before == router.index
     engine.ask(new_prompt("b", 20))  # too short to be stored
     assert len(before) - 2 == len(router.hear_until(there))
+
+    assert 0 == said("drop", "--name", name, "--all", "--yes")["exit_status"]
+    engine.ask(new_prompt("c", 20))
+    assert not router.hear_until(there)

@@ -29,10 +29,10 @@ def setuptools_table() -> dict[str, Any]:
     return table
 
 
-def test_native_module_depends_on_every_header(setuptools_table: dict[str, Any]) -> None:
+def test_native_module_depends_on_all_its_sources(setuptools_table: dict[str, Any]) -> None:
     (native,) = setuptools_table["ext-modules"]
-    headers = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("pegashm/_core/*.hpp"))
-    assert headers == sorted(native["depends"])
+    sources = [*ROOT.glob("pegashm/_binding/*.pxi"), *ROOT.glob("pegashm/_core/*.hpp")]
+    assert sorted(str(path.relative_to(ROOT)) for path in sources) == sorted(native["depends"])
 
 
 def test_every_package_is_listed(setuptools_table: dict[str, Any]) -> None:

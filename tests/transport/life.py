@@ -209,6 +209,6 @@ class Life:
             answers = rig.promote(some)
             # What is brought in pushes others out; what is written then may turn the file over what was asked for.
             if strange := set(answers) - {Answer.OK, Answer.MISSING}:
-                judgement.complaints.append(f"answers {strange}")
+                judgement.complaints.append(f"answers {strange}: {self.forker.last_words()}")
             judgement.promoted += answers.count(Answer.OK)
             judgement.judged += rig.judge(some)

@@ -44,6 +44,7 @@ LANGUAGES: Final = {
     ".c": "c",
     ".hpp": "cpp",
     ".json": "json",
+    ".pxi": "cython",
     ".py": "python",
     ".pyi": "python",
     ".pyx": "cython",

@@ -78,7 +78,7 @@ install_package() {
     # Extras add up: `make lint` after `make test` must not take the tests' packages for gone.
     names=$(printf '%s\n' "${extras[@]}" $(cat .venv/extras-stamp 2>/dev/null) | sed '/^$/d' | sort -u | paste -sd, -)
     stamp="$(find pegashm connector tools pyproject.toml setup.cfg -type f \
-        \( -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.hpp' -o -name '*.toml' -o -name '*.cfg' -o -name '*.md' \
+        \( -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxi' -o -name '*.hpp' -o -name '*.toml' -o -name '*.cfg' -o -name '*.md' \
         -o -path '*/static/*' \) \
         -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1) $names"
     [ "$(cat .venv/package-stamp 2>/dev/null)" != "$stamp" ] || return 0
