@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -115,7 +116,7 @@ def measure_place(
 
 def start(size: int, folder: str | None) -> Moments:
     """Seconds from `pegashm serve` to each moment; the arena is purged after."""
-    name = f"bench-start-{time.monotonic_ns()}"
+    name = f"bench-start-{os.getpid()}-{time.monotonic_ns()}"
     told = ["serve", "--name", name, "--size", str(size), "--ephemeral"]
     began = time.monotonic()
     server = run_pegashm([*told, "--directory", folder] if folder else told)

@@ -6,6 +6,7 @@ hash of the work done, and nothing left behind (mounts, shared memory).
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,10 +38,14 @@ SECONDS_MAX = 100
 
 
 def left_behind() -> set[str]:
-    """Mounts and shared-memory objects of benches."""
+    """Mounts and shared-memory objects of benches that have ended: their names say which process made them."""
     mounts = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
     found = {line for line in mounts if "pegashm-bench" in line}
-    return found | {name for name in os.listdir("/dev/shm") if "pegashm.bench-" in name}
+    for name in os.listdir("/dev/shm"):
+        made_by = re.match(r"pegashm\.bench-[a-z]+-(\d+)", name)
+        if made_by and not Path("/proc", made_by[1]).exists():
+            found.add(name)
+    return found
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="benches compile their yardsticks: no cc")

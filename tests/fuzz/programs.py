@@ -31,7 +31,7 @@ CLANG: Final = os.environ.get("PEGASHM_CLANG", "clang++")
 
 ADDRESS: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 THREAD: Final = ("-fsanitize=thread", "-fno-sanitize-recover=all")
-COMMON: Final = ("-std=c++20", "-O1", "-g", "-pthread", "-Wall", "-Wextra", "-Werror")
+COMMON: Final = ("-std=c++20", "-O1", "-g1", "-pthread", "-Wall", "-Wextra", "-Werror")
 
 _KEPT_PROGRAMS: Final = 40
 
