@@ -45,7 +45,7 @@ test-crash: ## prove crash safety, the long form: every crash point, interleavin
 	@PEGASHM_LONG=1 PEGASHM_FIGURES=$(CURDIR)/$(figures) $(python) -m pytest $(crash_suites) $(PYTEST_ARGS)
 	@$(python) -m tests.figures $(figures)
 
-test-rdma: ## run the tests of RDMA on real verbs, in an emulated machine with soft-RoCE devices (Debian 12, 15 min)
+test-rdma: ## run the tests of RDMA on real verbs, in an emulated machine with soft-RoCE devices (Debian 12, half an hour)
 	@bash tools/setup/environment.sh test
 	@$(python) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(v != "3.11" and f".venv has Python {v}; expected 3.11, for which the pyverbs of Debian 12 is built. Type: rm -rf .venv; make test-rdma PYTHON=python3.11")'
 	@PEGASHM_FABRIC_TIMES=2 PEGASHM_PATIENCE=6 RDMA_VM_CACHE=$(CURDIR)/.cache/rdma-vm bash tests/rdma/rdma-vm.sh "$$(realpath -s $(python))" $(RUN)
