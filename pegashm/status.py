@@ -130,9 +130,7 @@ def read_status(name: str) -> StatusReport:
         return StatusReport(
             name=name, state="unreadable", reason=str(error), supervisor_alive=supervisor_alive
         )
-    missing = [
-        path for arena in header["arenas"] if not os.path.exists(path := _text(arena["path"]))
-    ]
+    missing = [path for arena in header["arenas"] if _is_gone(path := _text(arena["path"]))]
     state, reason = _judge(name, int(header["segments_ready"]), supervisor_alive, missing)
     return StatusReport(
         name=name,
@@ -192,6 +190,21 @@ def _judge(
     if segments_ready == 0:
         return "not_ready", "its first segment is still being populated"
     return "ready", ""
+
+
+def _is_gone(path: str) -> bool:
+    """Not: cannot be looked at by us."""
+    try:
+        os.stat(path)
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        ValueError,
+    ):  # a damaged header's path can be anything
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _hex(value: str | bytes) -> str:

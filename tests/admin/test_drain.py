@@ -14,6 +14,7 @@ from pegashm.arena import open_arena
 from pegashm.cache import Cache
 from pegashm.fsck import check_name
 from pegashm.status import read_status
+from pegashm.transport.client import worker_alive
 
 from tests.admin.scenes import attach, key_of, run, said, store
 from tests.doctor.conftest import told, worst
@@ -104,6 +105,18 @@ def test_what_waits_for_ssd_is_written_first(
     serve(*spill).wait_ready().wait_log("20 blocks found")
     with attach(name) as cache:
         eventually(lambda: outcomes_of(cache, range(20)) == {_native.SPILLED})
+
+
+def test_without_anybody_who_writes_to_ssd_nothing_is_waited_for(
+    serve: Callable[..., Served], name: str, tmp_path: Path
+) -> None:
+    spill = ("--size", "32M", "--spill", str(tmp_path / "kv.spill"), "--spill-size", "64M")
+    serve(*spill).wait_ready().end(signal.SIGKILL)
+    with attach(name) as cache:
+        store(cache, range(20))
+        eventually(lambda: not worker_alive(cache.arena))
+    report = said("drain", "--name", name, "--timeout", "8")
+    assert (True, 0, 20) == tuple(report[key] for key in ("done", "blocks", "evicted"))
 
 
 def test_it_stays_drained_and_says_so(serve: Callable[..., Served], name: str) -> None:

@@ -38,13 +38,14 @@ SECONDS_MAX = 100
 
 
 def left_behind() -> set[str]:
-    """Mounts and shared-memory objects of benches that have ended: their names say which process made them."""
+    """Mounts and shared-memory objects of benches, but those that another living process has made: names say which."""
     mounts = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
     found = {line for line in mounts if "pegashm-bench" in line}
     for name in os.listdir("/dev/shm"):
-        made_by = re.match(r"pegashm\.bench-[a-z]+-(\d+)", name)
-        if made_by and not Path("/proc", made_by[1]).exists():
-            found.add(name)
+        if "pegashm.bench-" in name:
+            made_by = re.match(r"pegashm\.bench-[a-z]+-(\d+)", name)
+            if made_by is None or not Path("/proc", made_by[1]).exists():
+                found.add(name)
     return found
 
 
