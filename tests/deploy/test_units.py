@@ -25,8 +25,8 @@ from pegashm.names import SHM_DIRECTORY
 from pegashm.units import KIB
 
 from tests.arenas import remove_arena
-from tests.deploy.ports import free_ports
 from tests.deploy.systemd import Boot, CannotBootError
+from tests.ports import free_ports
 from tests.served import KEYS, NAMESPACE, assert_stored, store
 from tests.world.actors import wait_until
 
@@ -121,7 +121,7 @@ def drop_in(unit: str) -> str:
 def test_everything_that_a_supervisor_does_works_in_its_unit(
     name: str, boot: Callable[..., Boot], tmp_path: Path
 ) -> None:
-    port, http = free_ports()
+    port, http = free_ports(2)
     machine = boot(
         PEGASHM_SIZE="48M",
         PEGASHM_SEGMENT_SIZE="4M",

@@ -33,7 +33,7 @@ from pegashm.units import KIB
 from tests import flavours
 from tests.arenas import remove_arena
 from tests.deploy.builds import HERE, Build, BuildError, altered, from_wheel
-from tests.deploy.ports import free_ports
+from tests.ports import free_ports
 from tests.served import KEYS, NAMESPACE, Served, objects, status, store
 from tests.world.actors import SMALL, Actor, ActorError, wait_until
 
@@ -250,7 +250,7 @@ def test_hosts_of_other_versions_do_without_each_other_and_say_so(
     ours = peer_messages.VERSION
     words = {f"VERSION: Final = {ours}": f"VERSION: Final = {ours + 1}"}
     other = altered(tmp_path / "other", {"pegashm/peers/messages.py": words})
-    ports = free_ports()
+    ports = free_ports(2)
     members = ",".join(f"127.0.0.1:{port}" for port in ports)
     options = [
         ("--remote-blocks", "4096", "--listen", f"127.0.0.1:{port}", "--peers", members)

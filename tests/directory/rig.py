@@ -78,6 +78,7 @@ class Node:
     threads: list[threading.Thread] = field(default_factory=list)
     stopping: threading.Event = field(default_factory=threading.Event)
     known: dict[int, tuple[Named, Publisher]] = field(default_factory=dict)
+    met_at: float = 0.0
     carried: int = 0
     lose: Callable[[int], bool] = lambda _: False
 
@@ -94,7 +95,12 @@ class Node:
         host = other.named(number)
         self.known[number] = (host, other.publisher)
         self.follower.joined(host)
+        self.met_at = time.monotonic()
         return host
+
+    def hears(self, number: int) -> bool:
+        """Whether what that host says from now on comes here; a snapshot may have come before that."""
+        return self.follower._hosts[number].stream.heard_at > self.met_at
 
     def carry(self) -> None:
         """The life of the carrier's thread."""

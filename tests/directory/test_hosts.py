@@ -52,7 +52,7 @@ def test_what_one_holds_the_other_finds(teller: Node, listener: Node) -> None:
     teller.put(range(10))
     teller.spill.store(rows_of([20, 21, 3], teller.cache.namespace_id))
     listener.meet(teller, NUMBER)
-    until(lambda: all(listener.sees([*range(10), 20, 21])))
+    until(lambda: all(listener.sees([*range(10), 20, 21])) and listener.hears(NUMBER))
     assert not any(listener.sees(range(10, 20)))
     teller.put(range(10, 15))
     teller.drop(range(3, 6))
@@ -119,7 +119,7 @@ def test_silence_hides_its_blocks_until_it_speaks(
     monkeypatch.setattr(following, "SILENCE_SECONDS", 1.5)
     teller.put(range(10))
     listener.meet(teller, NUMBER)
-    until(lambda: all(listener.sees(range(10))))
+    until(lambda: all(listener.sees(range(10))) and listener.hears(NUMBER))
     quiet = teller.publisher.tell
     teller.publisher.tell = lambda now: 0  # type: ignore[method-assign]
     until(lambda: not any(listener.sees(range(10))))
@@ -134,7 +134,7 @@ def test_missed_messages_are_made_up_for(teller: Node, listener: Node) -> None:
     """As when its queue was full: a number is missing."""
     teller.put(range(10))
     listener.meet(teller, NUMBER)
-    until(lambda: all(listener.sees(range(10))))
+    until(lambda: all(listener.sees(range(10))) and listener.hears(NUMBER))
     said = teller.publisher._send
     teller.publisher._send = lambda ops, hashes: None  # type: ignore[method-assign]
     teller.drop(range(5))

@@ -39,7 +39,7 @@ from tests.drill.operator import Operator, wait_until
 from tests.drill.units import command_of
 from tests.e2e.conftest import expected, models, start  # noqa: F401 - fixtures
 from tests.e2e.engines import Child, Engine, counter, new_prompt
-from tests.peers.rig import free_port
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.engine,

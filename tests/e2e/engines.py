@@ -14,7 +14,6 @@ import os
 import random
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from pegashm.arena import Arena
+
+from tests.ports import free_port
 
 __all__ = [
     "OPTIONS",
@@ -233,9 +234,7 @@ class Server(Child):
     """vLLM's OpenAI server, as `vllm serve` starts it; scheduler and worker in processes of their own."""
 
     def __init__(self, model: Path, arena: str, log: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--model", str(model), "--served-model-name", "tiny", "--port", str(self.port)]
         command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager"]

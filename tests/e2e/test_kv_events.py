@@ -8,7 +8,6 @@ by the engine itself, by an engine next to it that publishes nothing, by evictio
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -36,6 +35,7 @@ from tests.e2e.engines import (
     transfer_config,
 )
 from tests.e2e.test_spill import evict_all, figure, until, worker
+from tests.ports import free_port
 
 PATIENCE_S = 60.0
 # (group, hash, medium): what an index of a router is made of.
@@ -102,9 +102,7 @@ class PublishingServer(Server):
     """vLLM's own server, publishing KV events, also while it has no requests."""
 
     def __init__(self, model: Path, arena: str, log: Path, *, endpoint: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         publishing = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": endpoint}
         transfer = transfer_config({"kv_events_while_idle": True})
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]

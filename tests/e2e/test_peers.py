@@ -26,7 +26,7 @@ from pegashm.peers.report import read_peers
 from tests.arenas import PREFIX, remove_arena
 from tests.e2e.engines import Engine, Supervisor, counter, new_prompt
 from tests.peers.hosts import Network, why_not
-from tests.peers.rig import free_port
+from tests.ports import free_port
 from tests.transport.rig import eventually
 
 Start = Callable[..., Any]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pegashm.peers.addresses import Address
+
+from tests.ports import free_port
 
 __all__ = ["Prometheus", "why_not"]
 
@@ -48,9 +49,7 @@ class Prometheus:
         }
         path = folder / "prometheus.yml"
         path.write_text(json.dumps(config))  # JSON is YAML
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         self._log = folder / "prometheus.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(

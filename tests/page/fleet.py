@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.arenas import remove_arena
-from tests.peers.rig import free_port
+from tests.ports import free_port, free_ports
 from tests.served import PATIENCE_SECONDS, status
 from tests.transport.rig import eventually
 
@@ -50,10 +50,7 @@ def fleet(
             return process
 
         try:
-            first = second = free_port()
-            while abs(first - second) < 3:  # each takes three
-                second = free_port()
-            addresses = [f"127.0.0.1:{port}" for port in (first, second)]
+            addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
             common = ["--peers", ",".join(addresses), "--fabric", "tcp", "--segment-size", "2M"]
             spill = ["--spill", f"{folder}/{name}.spill", "--spill-size", f"{2 * mib}M"]
             sizes = {name: ["--size", f"{mib}M", *spill], other: ["--size", f"{2 * mib // 3}M"]}

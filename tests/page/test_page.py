@@ -21,7 +21,7 @@ from tests.arenas import make_arena, remove_arena
 from tests.page.browser import Browser
 from tests.page.fleet import GEMMA, QWEN, fleet
 from tests.page.scene import HOSTILE, QUIET, SHAPE, exporting, keys, publish
-from tests.peers.rig import free_port
+from tests.ports import free_port
 from tests.served import pegashm
 
 LABEL = QUIET.label

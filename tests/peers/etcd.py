@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tests.peers.rig import free_port
+from tests.ports import free_port
 
 __all__ = ["Etcd", "why_not"]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,9 +28,10 @@ from pegashm.transport.options import WorkerOptions
 from pegashm.units import KIB, MIB
 
 from tests.arenas import Shape, make_arena, remove_arena
+from tests.ports import free_port
 from tests.transport.rig import PATIENCE_SECONDS, Rig, eventually
 
-__all__ = ["BYTES", "NAMESPACE", "Host", "connect", "free_port"]
+__all__ = ["BYTES", "NAMESPACE", "Host", "connect"]
 
 NAMESPACE = namespace_of({"model": "peers"}, label="peers test")
 BYTES = 16 * KIB
@@ -39,22 +39,6 @@ BYTES = 16 * KIB
 SHAPE = Shape(
     segment_bytes=256 * KIB, segments_per_arena=(16,), spill_records=2000, remote_buckets=512
 )
-
-
-def free_port() -> int:
-    """One with two free ones behind it, as a worker wants them."""
-    for _ in range(100):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        try:
-            for more in (1, 2):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port + more))
-        except OSError:
-            continue
-        return port
-    raise AssertionError("no three free ports in a row")
 
 
 class Host(Rig):

@@ -19,7 +19,7 @@ from pegashm.transport.options import WorkerOptions
 from pegashm.units import MIB
 
 from tests.arenas import PREFIX, remove_arena
-from tests.peers.rig import free_port
+from tests.ports import free_port
 from tests.served import PATIENCE_SECONDS, Served, pegashm, refused, store
 from tests.transport.rig import eventually
 
