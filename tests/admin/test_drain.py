@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -117,6 +119,44 @@ def test_without_anybody_who_writes_to_ssd_nothing_is_waited_for(
         eventually(lambda: not worker_alive(cache.arena))
     report = said("drain", "--name", name, "--timeout", "8")
     assert (True, 0, 20) == tuple(report[key] for key in ("done", "blocks", "evicted"))
+
+
+def test_a_worker_that_stands_still_is_waited_for_only_so_long(
+    serve: Callable[..., Served], name: str, tmp_path: Path
+) -> None:
+    """It looks alive, and writes nothing: drained all the same, and nothing is wrong when it goes on."""
+    spill = ("--size", "32M", "--spill", str(tmp_path / "kv.spill"), "--spill-size", "64M")
+    serve(*spill).wait_ready()
+    with attach(name) as cache:
+        eventually(lambda: cache.region.header["spill_usable"])
+        worker = int(cache.region.header["transport_pid"])
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            store(cache, range(20))
+            report = said("drain", "--name", name, "--timeout", "30")
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        assert (True, 0, 20) == tuple(report[key] for key in ("done", "blocks", "evicted"))
+        eventually(lambda: not cache.region.blocks()["pins"].any())
+        assert outcomes_of(cache, range(20)) <= {_native.MISSING, _native.SPILLED}
+    assert 0 == check_name(name).exit_status
+
+
+def test_killed_while_it_waits(arena_name: Callable[..., str]) -> None:
+    """The arena goes on being drained; the next call brings it to its end."""
+    name = arena_name()
+    with attach(name) as cache:
+        store(cache, range(8))
+        held, _ = cache.find([key_of(1)], pin=True)
+        command = [sys.executable, "-m", "pegashm", "drain", "--name", name]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as waiting:
+            eventually(lambda: 1 == len(cache.region.blocks()))
+            waiting.kill()
+        assert _native.DRAINING == cache.claim([key_of(9)], 4096)[1][0]
+        cache.unpin(held)
+        report = said("drain", "--name", name, "--timeout", "30")
+        assert (True, 0, 1) == tuple(report[key] for key in ("done", "blocks", "evicted"))
+    assert 0 == check_name(name).exit_status
 
 
 def test_it_stays_drained_and_says_so(serve: Callable[..., Served], name: str) -> None:

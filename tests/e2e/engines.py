@@ -26,6 +26,7 @@ from typing import Any
 
 from pegashm.arena import Arena
 
+from tests.e2e.warm import Fork
 from tests.ports import free_port
 
 __all__ = [
@@ -82,14 +83,29 @@ def transfer_config(extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 
 class Child:
-    """A process in a group of its own, with a log file; stdin and stdout are pipes when it `talks`."""
+    """A process in a group of its own, with a log file; stdin and stdout are pipes when it `talks`.
+
+    `warm`: not a program but a Python script and its arguments, run where vLLM is imported already; it talks.
+    """
 
     def __init__(
-        self, command: list[str], log: Path, environment: Mapping[str, str], *, talks: bool = False
+        self,
+        command: list[str],
+        log: Path,
+        environment: Mapping[str, str],
+        *,
+        talks: bool = False,
+        warm: bool = False,
     ) -> None:
         self.log = log
+        self.process: subprocess.Popen[bytes] | Fork
         with log.open("ab") as file:
             self.log_offset = file.tell()
+            if warm:
+                self.process = Fork(
+                    command, errors=file, environment=environment, folder=log.parent
+                )
+                return
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
@@ -129,7 +145,7 @@ class Child:
             self.kill()
         if self.process.stdout:
             self.process.stdout.close()
-        return self.process.returncode
+        return self.process.wait()
 
 
 def shared_memory_of_group(group: int) -> set[Path]:
@@ -155,7 +171,11 @@ def engine_environment(arena: str | None, more: Mapping[str, str] | None = None)
 
 
 class Engine(Child):
-    """`child.py` on a model; attached to an arena, or (None) a run without us."""
+    """`child.py` on a model; attached to an arena, or (None) a run without us.
+
+    `warm`: a fork of one Python that has imported vLLM, see `warm.py`; else a Python of its own, as it has to be where
+    another one is named, or a `prefix`, or where it starts others itself.
+    """
 
     def __init__(
         self,
@@ -168,14 +188,19 @@ class Engine(Child):
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         python: str = sys.executable,
+        warm: bool = True,
     ) -> None:
         setup = {
             "options": {"model": str(model), **(options or {})},
             "transfer": None if arena is None else transfer_config(extra),
         }
-        command = [*prefix, python, "-X", "faulthandler"]
-        command += [str(HERE / "child.py"), json.dumps(setup)]
-        super().__init__(command, log, engine_environment(arena, environment), talks=True)
+        script = [str(HERE / "child.py"), json.dumps(setup)]
+        alone = prefix or python != sys.executable or "tensor_parallel_size" in (options or {})
+        warm = warm and not alone
+        command = script if warm else [*prefix, python, "-X", "faulthandler", *script]
+        super().__init__(
+            command, log, engine_environment(arena, environment), talks=True, warm=warm
+        )
 
     def ready(self) -> Engine:
         self._read(READY_SECONDS)

@@ -50,9 +50,10 @@ def pair(
     name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         supervisor = start_shared(Supervisor, name, "128M", log="supervisor").ready()
-        extra = {"reserved_bytes": RESERVED}
-        b = start_shared(Engine, models("qwen3"), name, log="B", extra=extra)
-        c = start_shared(Engine, models("qwen3"), name, log="C", extra=extra)
+        # Not forks of one Python: what they agree on must not hang on what these would share, as the seed of hash().
+        how = {"extra": {"reserved_bytes": RESERVED}, "warm": False}
+        b = start_shared(Engine, models("qwen3"), name, log="B", **how)
+        c = start_shared(Engine, models("qwen3"), name, log="C", **how)
         b.ready()
         c.ready()
         with open_arena(name) as arena:

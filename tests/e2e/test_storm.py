@@ -60,17 +60,11 @@ class WatchedEngine(Engine):
     ) -> None:
         ledger.mkdir(exist_ok=True)
         setup = {"options": {"model": str(model), **(options or {})}, "transfer": transfer_of()}
-        command = [
-            sys.executable,
-            "-X",
-            "faulthandler",
-            str(HERE / "watched.py"),
-            json.dumps(setup),
-        ]
+        script = [str(HERE / "watched.py"), json.dumps(setup)]
         environment = engine_environment(
             arena, {"PEGASHM_TEST_LEDGER": str(ledger), "PEGASHM_REQUIRED": "0"}
         )
-        Child.__init__(self, command, log, environment, talks=True)
+        Child.__init__(self, script, log, environment, talks=True, warm=True)
 
     def watched(self) -> dict[str, Any]:
         self._say({"watched": True})

@@ -23,9 +23,12 @@ __all__ = ["FILES"]
 
 FILES = {
     "peers": ("caller.py", "fetcher.py", "fetching.py", "known.py", "leases.py", "serving.py"),
-    "fabric": ("tcp.py", "tcp_channel.py", "tcp_leases.py", "tcp_reading.py", "tcp_serving.py"),
+    "fabric": (
+        "tcp.py", "tcp_channel.py", "tcp_leases.py", "tcp_reading.py", "tcp_serving.py",
+        "verbs.py", "verbs_memory.py", "verbs_queue.py", "verbs_reading.py", "verbs_serving.py",
+    ),
     "transport": ("desk.py",),
-}
+}  # fmt: skip
 
 
 def named(path: Path) -> str:

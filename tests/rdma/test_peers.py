@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,39 +17,12 @@ from pegashm import fsck
 from pegashm.transport.messages import Answer
 from pegashm.units import KIB, MIB
 
-from tests.arenas import Shape
-from tests.peers.rig import Host, connect
+from tests.peers.rig import Host
 from tests.transport.rig import eventually
 
-DEVICES = ("rxe0", "rxe1")
-SHAPE = Shape(
-    segment_bytes=4 * MIB, segments_per_arena=(16,), block_bytes_min=64 * KIB, spill_records=500,
-    remote_buckets=512,
-)  # fmt: skip
 PATIENCE = 120.0  # the machine is emulated
 
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Callable[..., tuple[Host, Host]]]:
-    """Two hosts that have met, each with one device; both are there under names of this machine."""
-    if not all(Path("/sys/class/infiniband", device).exists() for device in DEVICES):
-        pytest.skip(f"there are no devices {' and '.join(DEVICES)}")
-    made: list[Host] = []
-
-    def make(fabric: str = "verbs", **options: object) -> tuple[Host, Host]:
-        for device in DEVICES:
-            folder = tmp_path / f"host{len(made)}"
-            devices = {"rdma_devices": (device,)} if fabric == "verbs" else {}
-            made.append(Host(folder, shape=SHAPE, fabric=fabric, **devices, **options))  # type: ignore[arg-type]
-        connect(made[-2:])
-        return made[-2], made[-1]
-
-    yield make
-    for host in made:
-        print(host.said())
-        host.close()
 
 
 def cpu_seconds(host: Host) -> float:

@@ -35,6 +35,7 @@ from tests.soak.stamp import payload_for, verify
 __all__ = [
     "BYTES",
     "FENCE",
+    "MACHINE",
     "NAMESPACE",
     "PATIENCE_SECONDS",
     "Rig",
@@ -47,7 +48,10 @@ NAMESPACE = namespace_of({"model": "transport"}, label="transport test")
 FENCE = 7
 BYTES = 4 * KIB
 SHAPE = Shape(spill_records=2000)
-PATIENCE_SECONDS = 30.0 * float(os.environ.get("PEGASHM_PATIENCE", "1"))  # on an emulated machine
+MACHINE = float(
+    os.environ.get("PEGASHM_PATIENCE", "1")
+)  # how many times as long things take: emulated
+PATIENCE_SECONDS = 30.0 * MACHINE
 
 
 def key_of(number: int) -> bytes:
