@@ -149,9 +149,14 @@ def test_supervisors_and_workers_killed_at_random_moments(
     serve(*spill).wait_ready()
     eventually(lambda: worker_of(name))
     with Cache.attach(name, namespace=RIG_NAMESPACE) as cache:
-        on_ssd = lambda: int((cache.find(keys)[1] == SPILLED).sum())  # noqa: E731
-        eventually(on_ssd)  # it listens before it has opened its files
-        spilled = on_ssd()
+        before = counter(name, "spill_stored")  # where processes start slowly nothing came so far
+        keys += [key_of(number) for number in range(401, 409)]
+        for key in keys[-8:]:
+            store_block(cache, key)
+        eventually(lambda: counter(name, "spill_stored") > before)
+        handles, _ = cache.find(keys)
+        cache.evict(handles[handles != 0])
+        spilled = eventually(lambda: int((cache.find(keys)[1] == SPILLED).sum()))
     assert judged > 0
     assert 0 == counter(name, "spill_damaged")
     print(f"{ROUNDS} supervisors killed, {judged} blocks judged, {spilled} on SSD at the end")
