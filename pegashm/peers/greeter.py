@@ -226,19 +226,10 @@ class Greeter:
             link.greet_at = now
             return
         link.greet_at = now + min(_KNOCK_SECONDS * link.misses, _KNOCK_SECONDS_MAX)
-        if self._keys is None:
-            self._trouble(link, "it does not answer")
-            return
-        link.attempt += 1  # perhaps it has another of the keys
-        self._disconnect(link)
-        if link.attempt % len(self._keys_to_try(link)) == 0:
-            allowed = self._keys.allowed
-            self._trouble(
-                link,
-                "it does not answer to any key allowed"
-                if allowed.keys_for(link.address)
-                else f"{allowed.path} has no key for it",
-            )
+        self._trouble(link, "it does not answer" + (" to any key allowed" if self._keys else ""))
+        if self._keys is not None:  # perhaps it has another of the keys
+            link.attempt += 1
+            self._disconnect(link)
 
     def _lose(self, link: _Link, why: str) -> None:
         peer, link.peer = link.peer, None
@@ -256,7 +247,10 @@ class Greeter:
     def _connect(self, link: _Link) -> bool:
         server_key = b""
         if self._keys is not None:
-            keys = self._keys_to_try(link)
+            keys = self._keys.allowed.keys_for(link.address)
+            if not keys:
+                self._trouble(link, f"{self._keys.allowed.path} has no key for it")
+                return False
             server_key = keys[link.attempt % len(keys)]
             harden(self._socket, self._keys.pair, server_key)
         link.target = Target(link.address.endpoint(), server_key)
@@ -270,11 +264,6 @@ class Greeter:
             return False
         self._routes[link.route] = link
         return True
-
-    def _keys_to_try(self, link: _Link) -> tuple[bytes, ...]:
-        """Those listed for its address; none are where it is our own, which members often name as well."""
-        assert self._keys is not None
-        return self._keys.allowed.keys_for(link.address) or (self._keys.pair.public,)
 
     def _disconnect(self, link: _Link) -> None:
         if link.target is not None:

@@ -77,11 +77,10 @@ def parse_allowed(text: str, path: str) -> tuple[Allowed, ...]:
 
 
 class AllowList:
-    """The list as it is now. Nobody has to list himself: `own`, our public key, is always allowed. Thread-safe."""
+    """The list as it is now. Thread-safe."""
 
-    def __init__(self, path: str, own: bytes) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        self._own = own
         self._mutex = threading.Lock()
         self._seen: tuple[int, int, int] | None = None
         self._entries: tuple[Allowed, ...] = ()
@@ -114,7 +113,7 @@ class AllowList:
         return self._entries
 
     def allows(self, public: bytes) -> bool:
-        return public in self._public or public == self._own
+        return public in self._public
 
     def keys_for(self, address: Address) -> tuple[bytes, ...]:
         """What the host at this address may have as its key, the likely first."""
@@ -151,7 +150,7 @@ class Keys:
                 f"`chmod 600 {path}`, and make new keys if somebody may have seen it"
             )
         pair = KeyPair(zmq.curve_public(secret), secret)
-        return cls(pair, AllowList(os.path.join(folder, ALLOWED_FILE), pair.public))
+        return cls(pair, AllowList(os.path.join(folder, ALLOWED_FILE)))
 
 
 def make_keys(folder: str) -> KeyPair:

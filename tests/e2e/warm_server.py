@@ -9,6 +9,7 @@ soon as it is known. The end of the socket is the end of the server.
 from __future__ import annotations
 
 import array
+import contextlib
 import gc
 import json
 import os
@@ -76,7 +77,8 @@ class Server:
         self.selector.unregister(pidfd)
         os.close(pidfd)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        os.write(status, array.array("q", [code]).tobytes())  # to who may have lost interest
+        with contextlib.suppress(BrokenPipeError):  # who asked is gone
+            os.write(status, array.array("q", [code]).tobytes())
         os.close(status)
 
 

@@ -23,7 +23,7 @@ from tests.crash.tracing import Line
 from tests.peers.rig import BYTES, Host
 from tests.transport.rig import MACHINE, PATIENCE_SECONDS, eventually
 
-__all__ = ["chosen_of", "die_at_each", "lines_of"]
+__all__ = ["PART", "chosen_of", "die_at_each", "lines_of"]
 
 DEADLINE_MS = int(2500 * MACHINE)
 LATE_SECONDS = 2.0 * MACHINE  # of the machine's own

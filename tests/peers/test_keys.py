@@ -40,7 +40,6 @@ from pegashm.transport.messages import Answer
 
 from tests.peers.hints import tell
 from tests.peers.rig import BYTES, Host, connect
-from tests.ports import free_port
 from tests.transport.rig import eventually, key_of
 
 OTHER = b"o" * 16
@@ -94,10 +93,8 @@ def test_lists(tmp_path: Path) -> None:
     text = f"# a comment\n\n{keys[0].decode()} 10.0.0.1 # its name\n{keys[1].decode()} kv1 10.0.0.2:7420\n"
     path = tmp_path / "allowed"
     path.write_text(text)
-    own = zmq.curve_keypair()[0]
-    allowed = AllowList(str(path), own)
+    allowed = AllowList(str(path))
     assert allowed.allows(keys[0])
-    assert allowed.allows(own), "nobody has to list himself"
     assert not allowed.allows(keys[2])
     assert (keys[0],) == allowed.keys_for(parse_address("10.0.0.1:1", "x"))
     assert () == allowed.keys_for(parse_address("10.0.0.2:7421", "x"))
@@ -193,20 +190,6 @@ def test_a_key_that_is_not_allowed_meets_nobody(
     # Allowed now: it is let in by itself.
     allow(folders[0], folders[1], folders[2])
     eventually(lambda: c.knows(a))
-
-
-def test_its_own_address_among_the_members(host: Callable[..., Host], folders: list[Path]) -> None:
-    """As a name that resolves to all hosts gives it: it is neither a peer nor a trouble; another without a key is one."""
-    a = host(keys=str(folders[0]))
-    (folders[0] / "allowed").write_text("")
-    strangers = f"127.0.0.1:{free_port()}"
-    a.members = (a.address, strangers)
-    a.start(files=0)
-    eventually(
-        lambda: f"no host at {strangers}: {folders[0]}/allowed has no key for it" in a.said()
-    )
-    assert f"no host at {a.address}" not in a.said()
-    assert [] == a.peers()
 
 
 def test_struck_off_the_list(host: Callable[..., Host], folders: list[Path]) -> None:
