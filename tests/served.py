@@ -30,6 +30,7 @@ __all__ = [
     "PATIENCE_SECONDS",
     "Served",
     "assert_stored",
+    "evict_stored",
     "objects",
     "pegashm",
     "refused",
@@ -136,6 +137,15 @@ def assert_stored(name: str, keys: list[bytes] = KEYS) -> None:
             assert bytes(view) == key[:1] * len(view)
             view.release()
         cache.unpin(handles)
+
+
+def evict_stored(cache: Cache, keys: list[bytes] = KEYS) -> None:
+    """Out of memory with them. Who has just written them to SSD pins them for a moment longer."""
+    left = len(keys)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while left := left - cache.evict_lru(4 * KIB, left):
+        assert time.monotonic() < deadline, f"{left} blocks are still pinned"
+        time.sleep(0.005)
 
 
 def refused(name: str, *arguments: str, exit_status: int, **options: Any) -> str:

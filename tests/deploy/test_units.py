@@ -22,12 +22,11 @@ import pytest
 from pegashm.arena import open_arena
 from pegashm.cache import Cache
 from pegashm.names import SHM_DIRECTORY
-from pegashm.units import KIB
 
 from tests.arenas import remove_arena
 from tests.deploy.systemd import Boot, CannotBootError
 from tests.ports import free_ports
-from tests.served import KEYS, NAMESPACE, assert_stored, store
+from tests.served import KEYS, NAMESPACE, assert_stored, evict_stored, store
 from tests.world.actors import wait_until
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -155,7 +154,7 @@ def test_everything_that_a_supervisor_does_works_in_its_unit(
     with open_arena(name) as arena:
         wait_until(lambda: len(arena.region.spilled()) >= len(KEYS), "spilled", 60)
     with Cache.attach(name, namespace=NAMESPACE) as cache:
-        assert len(KEYS) == cache.evict_lru(4 * KIB, len(KEYS))
+        evict_stored(cache)
     asked = machine.run(sys.executable, "-c", PROMOTE.format(root=str(ROOT), name=name))
     assert (0, "8 promoted") == (asked.returncode, asked.stdout.strip()), asked.stderr
     assert_stored(name)

@@ -28,13 +28,12 @@ from pegashm.spill import format as spill_format
 from pegashm.transport import messages as transport_messages
 from pegashm.transport.client import TransportClient
 from pegashm.transport.messages import Answer
-from pegashm.units import KIB
 
 from tests import flavours
 from tests.arenas import remove_arena
 from tests.deploy.builds import HERE, Build, BuildError, altered, from_wheel
 from tests.ports import free_ports
-from tests.served import KEYS, NAMESPACE, Served, objects, status, store
+from tests.served import KEYS, NAMESPACE, Served, evict_stored, objects, status, store
 from tests.world.actors import SMALL, Actor, ActorError, wait_until
 
 MAJOR, MINOR = _native.FORMAT_MAJOR, _native.FORMAT_MINOR
@@ -232,7 +231,7 @@ def test_a_worker_that_speaks_another_version_costs_the_tier_and_no_waiting(
         wait_until(lambda: client.alive, "a worker")
         wait_until(lambda: len(arena.region.spilled()) >= len(KEYS), "spilled")
         with Cache.attach(name, namespace=NAMESPACE) as cache:
-            assert len(KEYS) == cache.evict_lru(4 * KIB, len(KEYS))
+            evict_stored(cache)
             ticket = wait_until(lambda: client.promote(KEYS, cache.namespace_id, 60_000), "asked")
             (done,) = wait_until(client.replies, "answered")
     assert (ticket, bytes([Answer.FAILED]) * len(KEYS)) == (done.request_id, done.outcomes), (
