@@ -3,8 +3,11 @@
 A connection is one session with a peer and a few streams, opened when they are needed and used by one read at a time each. A
 read is cut in shares, a stream each: the caller's own thread takes one, threads of the connection the others. Each
 receives straight into the claimed blocks and hashes what has come while it is in the processor's cache. No other
-thread writes there, and none waits in the kernel beyond the deadline (SO_RCVTIMEO): when all shares are over, the read
-is. A stream that was late, or on which anything was wrong, is closed with what is still on its way in it.
+thread writes there, and none waits in the kernel beyond the deadline: when all shares are over, the read is. A stream
+that was late, or on which anything was wrong, is closed with what is still on its way in it.
+
+The deadline is kept by `poll` until the first byte is there, by SO_RCVTIMEO from then on. SO_RCVTIMEO alone does not keep it: a
+signal, or a stop and SIGCONT, interrupts a receive that has nothing yet, and Python then begins it again with all of its time.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
+import select
 import socket
 import ssl
 import struct
@@ -51,7 +55,7 @@ __all__ = ["TcpConnection"]
 # Below this a second stream gains less than it costs to wake another thread.
 _SHARE_BYTES: Final = 2 << 20
 _SUM_BYTES: Final = 8
-# A limit set in the kernel serves until it is so much too long: setting it costs two calls.
+# A limit set in the kernel serves until it is so much too long: setting it costs a call.
 _SLACK_SECONDS: Final = 0.1
 _SEED_MASK: Final = (1 << 64) - 1
 _TIMEVAL: Final = struct.Struct("ll")
@@ -306,7 +310,10 @@ class _Stream:
                 self._sock.settimeout(max(deadline - time.monotonic(), 0.001))
                 self._sock = _secured(self._sock, offer.fingerprint)
             else:
-                self._sock.setblocking(True)  # from here on the kernel keeps the time
+                self._sock.setblocking(True)
+                self._incoming, self._outgoing = select.poll(), select.poll()
+                self._incoming.register(self._sock, select.POLLIN)
+                self._outgoing.register(self._sock, select.POLLOUT)
             server_nonce = parse_greeting(self._exactly(GREETING_BYTES, deadline))
             nonce = secrets.token_bytes(NONCE_BYTES)
             self._send(pack_hello(session, secret, server_nonce, nonce), deadline)
@@ -414,16 +421,17 @@ class _Stream:
 
     def _some(self, views: list[memoryview], deadline: float, flags: int) -> int:
         """Receive some bytes into the first of these, which are taken off the list as they are filled."""
-        self._limit(deadline)
-        try:
-            if self._tls:
-                count = self._sock.recv_into(views[0])
-            elif len(views) == 1:
+        left = _left(deadline)
+        if self._tls:
+            self._sock.settimeout(left)
+            count = self._sock.recv_into(views[0])
+        else:
+            _wait(self._incoming, left)
+            self._limit(left)
+            if len(views) == 1:
                 count = self._sock.recv_into(views[0], 0, flags)
             else:
                 count = self._sock.recvmsg_into(views, 0, flags)[0]
-        except BlockingIOError:
-            raise TimeoutError from None
         if not count:
             raise ConnectionResetError("the peer has closed the stream")
         left = count
@@ -434,25 +442,36 @@ class _Stream:
         return count
 
     def _send(self, data: bytes, deadline: float) -> None:
-        self._limit(deadline)
-        try:
-            self._sock.sendall(data)
-        except BlockingIOError:
-            raise TimeoutError from None
+        rest = memoryview(data)
+        while rest:
+            left = _left(deadline)
+            if self._tls:
+                self._sock.settimeout(left)
+                rest = rest[self._sock.send(rest) :]
+            else:
+                _wait(self._outgoing, left)
+                rest = rest[self._sock.send(rest, socket.MSG_DONTWAIT) :]
 
-    def _limit(self, deadline: float) -> None:
-        """No call on the socket waits beyond the deadline, or not by more than the slack."""
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        if self._tls:
-            self._sock.settimeout(left)
-        elif not left <= self._timeout <= left + _SLACK_SECONDS:
+    def _limit(self, left: float) -> None:
+        """The kernel's own limit on a receive that has begun: so long, or longer by no more than the slack."""
+        if not left <= self._timeout <= left + _SLACK_SECONDS:
             self._timeout = left + _SLACK_SECONDS / 2
             micros = int(self._timeout * 1e6)
             timeval = _TIMEVAL.pack(micros // 1_000_000, micros % 1_000_000)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _wait(ready: select.poll, seconds: float) -> None:
+    """TimeoutError when the socket is not ready by then. An interrupted poll goes on with what is left of its time."""
+    if not ready.poll(seconds * 1000):
+        raise TimeoutError
 
 
 def _await(under_way: Sequence[Future[None]]) -> None:

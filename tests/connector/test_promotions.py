@@ -248,17 +248,17 @@ def test_a_block_that_does_not_come_is_a_miss(clerk: Clerk, make: Make, answer: 
 
 def test_the_deadline_passes(clerk: Clerk, make: Make) -> None:
     """What is in memory by then is used, the rest a miss; an answer that comes later changes nothing."""
-    manager = make(clerk, deadline_ms=100)
+    manager = make(clerk, deadline_ms=1000)
     keys = keys_of("a", 6)
     clerk.spill(keys)
     context = request(manager, keys)
     began = time.monotonic()
     step(manager, keys, context)
     asked = clerk.taken()
-    assert asked.deadline_ms <= 100
+    assert asked.deadline_ms <= 1000
     clerk.bring(keys[:2])
     step_until(manager, keys, context, [HIT, HIT, MISS])
-    assert time.monotonic() - began >= 0.1
+    assert time.monotonic() - began >= 1.0
     end_step(manager)
     assert {"late": 6} == counts(manager, "promotions")
     clerk.answer(asked, Answer.OK)
@@ -482,13 +482,13 @@ def test_a_request_that_runs_after_all_is_forgotten(clerk: Clerk, make: Make) ->
 def test_one_that_vllm_never_asks_about_again_is_forgotten_at_its_deadline(
     clerk: Clerk, make: Make
 ) -> None:
-    manager = make(clerk, deadline_ms=50)
+    manager = make(clerk, deadline_ms=1000)
     keys = keys_of("a", 4)
     store(manager, keys[:2], request(manager, keys, "stores"))
     clerk.spill(keys[2:])
     step(manager, keys, request(manager, keys))
     assert 2 == pins(clerk.cache.name)
-    time.sleep(0.06)
+    time.sleep(1.05)
     end_step(manager)
     assert 0 == pins(clerk.cache.name)
     assert not manager._promotions._waiting

@@ -32,6 +32,7 @@ Check = Callable[[str, Figures], None]
 SMALL = Shape(segment_bytes=64 * KIB, segments_per_arena=(3,))
 STEPS = 60 if LONG else 20
 POINTS_AT_ONCE = 4
+pytestmark = pytest.mark.timeout(600)  # the first may have to build the core
 
 
 @pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "gpu"])
@@ -74,7 +75,6 @@ def finish(hostage: Hostage, end: str, figures: Figures) -> None:
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
-@pytest.mark.timeout(240)
 def test_others_at_every_crash_point(
     end: str,
     rig: Make,

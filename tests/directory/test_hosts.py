@@ -47,10 +47,16 @@ def gaps(one: Node) -> int:
     return one.follower._hosts[NUMBER].stream.gaps
 
 
+def has_told(teller: Node, events: int) -> None:
+    """Before two meet: what is told while they do may be missed, and made up for by a second snapshot."""
+    until(lambda: heard(teller)["remote_events_sent"] >= events)
+
+
 def test_what_one_holds_the_other_finds(teller: Node, listener: Node) -> None:
     """What was there before they met, and what comes and goes afterwards; in memory and on SSD."""
     teller.put(range(10))
     teller.spill.store(rows_of([20, 21, 3], teller.cache.namespace_id))
+    has_told(teller, 13)
     listener.meet(teller, NUMBER)
     until(lambda: all(listener.sees([*range(10), 20, 21])) and listener.hears(NUMBER))
     assert not any(listener.sees(range(10, 20)))
@@ -62,8 +68,8 @@ def test_what_one_holds_the_other_finds(teller: Node, listener: Node) -> None:
     assert [True] * 4 + [False] * 2 + [True] * 9 == listener.sees(range(15))  # 3 is on SSD still
     assert [True, False, True] == listener.sees([20, 21, 30])
     assert 0 == gaps(listener)
-    (row,) = (row for row in listener.arena.region.remote_hosts() if row["number"] == NUMBER)
     until(lambda: listener.arena.region.remote_hosts()[0]["hints"] == len(teller.holdings()))
+    (row,) = (row for row in listener.arena.region.remote_hosts() if row["number"] == NUMBER)
     assert (True, teller.host_id, teller.incarnation) == (
         row["usable"], row["host_id"], row["incarnation"],
     )  # fmt: skip
@@ -118,6 +124,7 @@ def test_silence_hides_its_blocks_until_it_speaks(
 ) -> None:
     monkeypatch.setattr(following, "SILENCE_SECONDS", 1.5)
     teller.put(range(10))
+    has_told(teller, 10)
     listener.meet(teller, NUMBER)
     until(lambda: all(listener.sees(range(10))) and listener.hears(NUMBER))
     quiet = teller.publisher.tell
@@ -133,6 +140,7 @@ def test_silence_hides_its_blocks_until_it_speaks(
 def test_missed_messages_are_made_up_for(teller: Node, listener: Node) -> None:
     """As when its queue was full: a number is missing."""
     teller.put(range(10))
+    has_told(teller, 10)
     listener.meet(teller, NUMBER)
     until(lambda: all(listener.sees(range(10))) and listener.hears(NUMBER))
     said = teller.publisher._send

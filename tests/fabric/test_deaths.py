@@ -19,7 +19,7 @@ from pegashm.fabric.interface import ReadOutcome
 from pegashm.units import KIB
 
 from tests.fabric.kinds import Kind
-from tests.fabric.rig import Pair, RefusedError, in_time
+from tests.fabric.rig import GRACE_SECONDS, Pair, RefusedError, in_time
 
 OK, FAILED, LATE = map(int, ReadOutcome)
 BLOCKS, NBYTES = 64, 256 * KIB
@@ -161,6 +161,26 @@ def test_reading_side_stopped_costs_nobody_else(pair: Pair, chance: random.Rando
         free(pair)
         if pair.reading.ask("broken", connection=connection):
             connection = pair.connect()
+
+
+def test_reading_side_interrupted_again_and_again(pair: Pair, kind: Kind) -> None:
+    """As by a profiler or a debugger, ten times a second: it gives up at its deadline all the same."""
+    connection = pair.connect()
+    lease = pair.lease(4, NBYTES)
+    pair.serving.signal(signal.SIGSTOP)
+    reading = pair.begin_read(connection, lease, seconds=1.0)
+    end = time.monotonic() + 1.0 + 2 * GRACE_SECONDS
+    while not reading.done() and time.monotonic() < end:
+        time.sleep(0.1)
+        pair.reading.signal(signal.SIGSTOP)
+        time.sleep(0.01)
+        pair.reading.signal(signal.SIGCONT)
+    outcomes = in_time(reading)
+    assert set(outcomes) <= ({LATE, FAILED} if kind.serving_needed else {OK})
+    lease.judge(outcomes)
+    lease.poison()
+    pair.serving.signal(signal.SIGCONT)
+    lease.assert_untouched()
 
 
 def free(pair: Pair) -> None:
