@@ -76,6 +76,7 @@ class SpillTable {
     const std::lock_guard guard(mutex_);
     store_release(view_.header().spill_usable, 0);
     crash_point(CrashPoint::spill_unusable);
+    store_release(seen_, uint64_t{0});
     free_count_ = 0;
     newest_.clear();
     links_.assign(capacity(), Links{});
@@ -87,6 +88,7 @@ class SpillTable {
 
   // Which files' records count: bit f for file f.
   void set_usable(uint64_t files) noexcept {
+    store_release(seen_, load_acquire(seen_) | files);
     store_release(view_.header().spill_usable, files);
     crash_point(CrashPoint::spill_usable_written);
   }
@@ -212,12 +214,11 @@ class SpillTable {
     }
   }
 
-  // Whoever follows the journal sees `spill_usable` change, and then looks at all of it: the many records of a file that is
-  // being opened, or out of use, are no events.
+  // Whoever follows the journal sees `spill_usable` change, and then looks at all of it: so the many records of a file that
+  // is being opened are no events. Those of a file that has been in use are, also while it is out of use: it may be in
+  // use again before the follower looks, who then sees no change.
   void tell(Event event, const Key& key, uint32_t file, uint64_t handle) noexcept {
-    if (file >= spill_file_count || (load_acquire(view_.header().spill_usable) >> file & 1) == 0) {
-      return;
-    }
+    if (file >= spill_file_count || (load_acquire(seen_) >> file & 1) == 0) return;
     append(view_, event, key, handle);
   }
 
@@ -323,6 +324,7 @@ class SpillTable {
   std::vector<uint64_t> log_hashes_;
   uint32_t log_count_ = 0;
   bool log_lost_ = false;
+  uint64_t seen_ = 0;  // files that have been in use since clear()
   mutable std::mutex mutex_;
 };
 

@@ -135,8 +135,11 @@ def _not_ready(check: str, name: str, verdict: HeaderVerdict, alive: _Alive) -> 
 def _permission(check: str, name: str, info: dict[str, Any]) -> list[Finding]:
     paths = [control_path(name), *(_text(arena["path"]) for arena in info["arenas"])]
     for path in paths:
-        if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
+        try:
             facts = os.stat(path)
+        except OSError:  # gone meanwhile, which another check says
+            continue
+        if not os.access(path, os.R_OK | os.W_OK):
             return [
                 error(
                     check,

@@ -37,6 +37,7 @@ from pegashm.units import MIB, format_bytes
 __all__ = ["Spiller"]
 
 _IDLE_SECONDS: Final = 0.02
+_HOLE_SECONDS: Final = 0.2
 _EVENTS_AT_ONCE: Final = 1024
 _BATCH_BYTES: Final = 32 * MIB
 _BATCH_BLOCKS: Final = 512
@@ -75,6 +76,7 @@ class Spiller:
         self._missed: deque[int] = deque()  # published before us
         self._after = int(self._region.header["journal_head"])  # of the journal: known up to here
         self._hole = 0  # an event that was not to be read when we last looked
+        self._hole_since = 0.0
         self._look_at = 0.0
         self._report_at = time.monotonic() + _REPORT_EVERY_SECONDS
         self._reported_bytes = 0
@@ -130,7 +132,7 @@ class Spiller:
         return len(events) == _EVENTS_AT_ONCE
 
     def _before_hole(self, last: int, events: list[Any]) -> tuple[int, list[Any]]:
-        """What comes before an event that is missing: its writer may be just about to finish it, so look again once."""
+        """What comes before an event that is missing: its writer may be just about to finish it, so look again for a while."""
         if last - self._after == len(events):
             return last, events
         hole = self._after + 1
@@ -138,9 +140,11 @@ class Spiller:
         while count < len(events) and events[count]["sequence"] == hole:
             hole += 1
             count += 1
-        if hole == self._hole:
+        now = time.monotonic()
+        if hole != self._hole:
+            self._hole, self._hole_since = hole, now
+        elif now - self._hole_since >= _HOLE_SECONDS:
             return last, events
-        self._hole = hole
         return hole - 1, events[:count]
 
     def _remember(self, handle: int, nbytes: int) -> None:

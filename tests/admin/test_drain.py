@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from pegashm import _native
 from pegashm.arena import open_arena
 from pegashm.cache import Cache
@@ -91,9 +93,10 @@ def test_what_the_dead_hold_is_taken_back(arena_name: Callable[..., str]) -> Non
 
 
 def test_what_waits_for_ssd_is_written_first(
-    serve: Callable[..., Served], name: str, tmp_path: Path
+    serve: Callable[..., Served], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks that wait up to 2 s for the worker when it begins are on SSD when it is over, and hits again after it all."""
+    monkeypatch.setattr("pegashm.admin.drain._WORKER_SECONDS", 60.0)  # it may start slowly
     spill = ("--size", "32M", "--spill", str(tmp_path / "kv.spill"), "--spill-size", "64M")
     first = serve(*spill).wait_ready()
     with attach(name) as cache:

@@ -34,7 +34,7 @@ FIGURES: dict[str, set[str]] = {
     "start": {"of_kernel"},
     "watching": {"watchers", "loss", "cpu_share"},
 }
-SECONDS_MAX = 100
+SECONDS_MAX = 400  # on a machine many times as slow
 
 
 def left_behind() -> set[str]:
@@ -51,6 +51,7 @@ def left_behind() -> set[str]:
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="benches compile their yardsticks: no cc")
 @pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.timeout(SECONDS_MAX + 100)
 def test_runs_and_ends_with_one_json_object(name: str) -> None:
     """The question, machine, command, limits and hash stand above the JSON; nothing stays behind."""
     if name == "spill" and shutil.which("fio") is None:

@@ -236,6 +236,20 @@ def test_a_spill_file_that_goes_and_comes_back(
     assert set() == router.hear_all()[Medium.STORAGE]
 
 
+def test_a_file_that_was_away_between_two_steps(
+    make: Make, name: str, other: Cache, table: _native.SpillTable
+) -> None:
+    """The engine sees the same files in use as before, and hears all the same what came and went meanwhile."""
+    router = Router(make(name))
+    (gone, *rest) = spill(table, other, [1, 2, 3])
+    assert {gone, *rest} == router.hear_all()[Medium.STORAGE]
+    table.set_usable(0)
+    table.forget(table.find([gone], other.namespace_id))
+    (come,) = spill(table, other, [4])
+    table.set_usable(1)
+    assert {*rest, come} == router.hear_all()[Medium.STORAGE]
+
+
 def test_opening_a_file_is_no_event(other: Cache) -> None:
     table = _native.SpillTable(other.region)
     table.clear()

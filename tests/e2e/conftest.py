@@ -25,7 +25,7 @@ from tests.e2e.engines import Child, Engine
 
 MODEL_MAKER = Path(__file__).parents[1] / "models" / "make_model.py"
 ARENA = Shape(segment_bytes=4 * MIB, segments_per_arena=(32,))
-TIMEOUT_SECONDS = 900
+TIMEOUT_SECONDS = 1800
 
 Start = Callable[..., Any]
 Models = Callable[..., Path]

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 HERE = Path(__file__).parent
-READY_SECONDS = 300.0
+READY_SECONDS = 600.0
 ANSWER_SECONDS = 120.0
 PROMPT_TOKENS = 550  # four blocks of 128 and a tail: 512 tokens can come from the cache
 # What each kind of model wants: the CPU kernel of latent attention is compiled for blocks of 16.

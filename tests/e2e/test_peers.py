@@ -167,13 +167,12 @@ def test_all_at_once_and_both_ways(
     one, other = engines
     prompts = [new_prompt(f"both ways {number}") for number in range(2 * PROMPTS)]
     correct = expected(*prompts)
+    had = [side.hints() for side in hosts]
     one.ask_later(*prompts[:PROMPTS])
     other.ask_later(*prompts[PROMPTS:])
     one.answers(), other.answers()
-    before = [side.hints() for side in hosts]
-    print(f"hints {before}")
-    for side in hosts:
-        eventually(lambda: side.hints() >= BLOCKS * PROMPTS)  # noqa: B023
+    for side, before in zip(hosts, had, strict=True):
+        eventually(lambda: side.hints() >= before + BLOCKS * PROMPTS)  # noqa: B023
     one.ask_later(*prompts[PROMPTS:])
     other.ask_later(*prompts[:PROMPTS])
     crossed = other.answers() + one.answers()
@@ -205,8 +204,9 @@ def test_a_worker_that_stops_or_dies_costs_hits_only(
     (a, b), (one, other) = hosts, engines
     prompts = [new_prompt(f"not over there {number}") for number in range(3)]
     correct = expected(*prompts)
+    had = b.hints()
     assert correct == [one.ask(prompt)[0].tokens for prompt in prompts]
-    eventually(lambda: b.hints() >= BLOCKS * 3)
+    eventually(lambda: b.hints() >= had + BLOCKS * 3)
     stopped = a.worker()
     os.kill(stopped, signal.SIGSTOP)
     try:

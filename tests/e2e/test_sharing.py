@@ -28,6 +28,7 @@ from pegashm.units import parse_bytes
 from tests.arenas import PREFIX, remove_arena
 from tests.e2e.engines import Engine, Supervisor, counter, new_prompt
 from tests.format.spec import fields_of, sizes_of
+from tests.transport.rig import eventually
 
 Expected = Callable[..., list[list[int]]]
 RESERVED = "8M"
@@ -129,7 +130,7 @@ def test_a_killed_supervisor_is_not_missed_and_its_successor_readopts(
     both = pair.b.answers()
     pair.supervisor = again.ready()
     try:
-        assert "re-adopted" in again.said()
+        eventually(lambda: "re-adopted" in again.said())
         assert correct[:4] == [answer.tokens for answer in stored]
         assert correct == [answer.tokens for answer in loaded]
         assert [512] * 4 == [answer.cached for answer in loaded[:4]]

@@ -24,7 +24,7 @@ from typing import IO
 __all__ = ["Fork"]
 
 NUMBER_BYTES = 8
-IMPORT_SECONDS = 200.0
+IMPORT_SECONDS = 400.0
 
 
 @functools.cache

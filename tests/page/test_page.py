@@ -159,7 +159,9 @@ def test_a_fleet_in_use(browser: Browser, name: str) -> None:
         browser.until(
             lambda: "vllm-2 scheduler" in {row["Client"] for row in browser.rows("clients-table")}
         )
-        assert {QWEN, GEMMA} == {row["Namespace"] for row in browser.rows("namespaces-table")}
+        browser.until(
+            lambda: {QWEN, GEMMA} == {row["Namespace"] for row in browser.rows("namespaces-table")}
+        )
         engines[0].kill()
         browser.until(lambda: "(vllm-0 scheduler)" in browser.text("events"))
         for tier in ("memory", "ssd"):
@@ -172,7 +174,7 @@ def test_a_fleet_in_use(browser: Browser, name: str) -> None:
         peer = browser.rows("peers-table")[0]
         assert said["peers"][0]["address"] == peer["Address"]
         assert f"listening on {said['listen']}" == browser.text("peers-hint")
-        assert "Healthy" == browser.text("health")
+        browser.until(lambda: browser.text("health") == "Healthy")
         assert [] == browser.complaints()
 
 

@@ -155,6 +155,11 @@ class Life:
     def _usable(self) -> int:
         return int(self.rig.arena.region.header["spill_usable"]).bit_count()
 
+    def _serves(self) -> bool:
+        """This very worker: what a killed one has left in the header says nothing of it."""
+        mine = int(self.rig.arena.region.header["transport_pid"]) == self.pid
+        return mine and self._usable() == FILES
+
     def _until(self, holds: Callable[[], bool]) -> None:
         """Until it is so, or the worker is dead: what it did not do then is nobody's fault."""
         deadline = time.monotonic() + 20.0
@@ -177,7 +182,7 @@ class Life:
             judgement.complaints.append(f"the engine waited {time.monotonic() - began:.1f} s")
 
         self.begin()
-        eventually(lambda: self._usable() == FILES or not self.alive())
+        eventually(lambda: self._serves() or not self.alive())
         if not self.alive():
             judgement.complaints.append(f"no successor: {self.forker.last_words()}")
         else:

@@ -94,7 +94,7 @@ class Rig:
         paths: Sequence[str] | None = None,
         files: int = 1,
         file_bytes: int = 16 * MIB,
-        stall_seconds: float = 2.0,
+        stall_seconds: float = 30.0,
         namespace: Namespace = NAMESPACE,
         **spill: Any,
     ) -> None:

@@ -154,9 +154,13 @@ def test_supervisors_and_workers_killed_at_random_moments(
         for key in keys[-8:]:
             store_block(cache, key)
         eventually(lambda: counter(name, "spill_stored") > before)
-        handles, _ = cache.find(keys)
-        cache.evict(handles[handles != 0])
-        spilled = eventually(lambda: int((cache.find(keys)[1] == SPILLED).sum()))
+
+        def out_of_memory() -> int:
+            handles, _ = cache.find(keys)
+            cache.evict(handles[handles != 0])
+            return int((cache.find(keys)[1] == SPILLED).sum())
+
+        spilled = eventually(out_of_memory)
     assert judged > 0
     assert 0 == counter(name, "spill_damaged")
     print(f"{ROUNDS} supervisors killed, {judged} blocks judged, {spilled} on SSD at the end")

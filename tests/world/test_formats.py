@@ -125,6 +125,7 @@ def test_what_the_message_says_to_type_works(
     assert 8 == start(name).do("store", numbers=list(range(8)))
 
 
+@pytest.mark.timeout(600)  # the first of its kind in a process imports vLLM
 def test_an_engine_starts_without_an_arena_it_cannot_read_unless_required(
     name: str, serve: Callable[..., Served], figures: Counter[str]
 ) -> None:

@@ -49,6 +49,7 @@ def test_128_clients_work_and_the_129th_is_told(
     served.process.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.timeout(600)  # the first of its kind in a process imports vLLM
 def test_an_engine_without_a_slot_serves_and_attaches_when_one_frees(
     name: str, serve: Callable[..., Served], start: Callable[..., Actor], figures: Counter[str]
 ) -> None:

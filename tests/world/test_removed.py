@@ -59,6 +59,7 @@ def test_rm_under_living_engines(
     assert 8 == engine.do("store", numbers=EIGHT)
 
 
+@pytest.mark.timeout(600)  # the first of its kind in a process imports vLLM
 @pytest.mark.parametrize("victim", ["control", "payload", "both"])
 def test_rm_under_an_engines_attachment(
     name: str,
