@@ -6,6 +6,7 @@ overwrites the results of the same day. Wait for a quiet machine first: the load
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -61,11 +62,18 @@ def record(name: str, options: Sequence[str]) -> bool:
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = [word for word in arguments if word.startswith("--")]
-    names = [word for word in arguments if not word.startswith("--")] or list(BENCHES)
-    unknown = set(names) - set(BENCHES)
-    if unknown:
-        raise SystemExit(f"no such bench: {', '.join(sorted(unknown))}; there are {BENCHES}")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.record",
+        description="Run benches and keep what was seen in results/.",
+        epilog="Other options go to the benches: --quick, --smoke.",
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"all when none is named: {', '.join(BENCHES)}"
+    )
+    parsed, options = parser.parse_known_intermixed_args(arguments)
+    names = parsed.names or list(BENCHES)
+    if unknown := set(names) - set(BENCHES):
+        parser.error(f"no such bench: {', '.join(sorted(unknown))}")
     RESULTS.mkdir(exist_ok=True)
     failed = [name for name in names if not record(name, options)]
     if failed:

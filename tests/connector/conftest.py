@@ -17,6 +17,7 @@ NAMESPACE: Namespace = namespace_of({"test": "connector"}, label="test")
 
 if importlib.util.find_spec("vllm") is None:
     collect_ignore = [
+        "test_accounts.py",
         "test_events.py",
         "test_gpu_worker.py",
         "test_host_region.py",

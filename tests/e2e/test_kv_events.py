@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import zmq
 
@@ -47,6 +46,7 @@ class Router:
     """A subscriber that believes what it hears. Of what the engine has on its device it keeps no account."""
 
     def __init__(self, endpoint: str) -> None:
+        import msgspec
         from vllm.distributed.kv_events import KVEventBatch
 
         self._context = zmq.Context()

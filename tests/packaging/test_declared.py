@@ -76,3 +76,18 @@ print([name for name in ("torch", "vllm") if name in sys.modules])
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_tests_are_collected_without_an_engine() -> None:
+    """As `make test ENGINE=no` does: vLLM, and what only it brings along, is not there."""
+    program = """
+import sys
+sys.modules |= dict.fromkeys(("vllm", "msgspec", "transformers"))
+import pytest
+sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
