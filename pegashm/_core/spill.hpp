@@ -324,7 +324,7 @@ class SpillTable {
   std::vector<uint64_t> log_hashes_;
   uint32_t log_count_ = 0;
   bool log_lost_ = false;
-  uint64_t seen_ = 0;  // files that have been in use since clear()
+  uint64_t seen_ = 0;  // files that have been in use since clear(); set without the mutex
   mutable std::mutex mutex_;
 };
 

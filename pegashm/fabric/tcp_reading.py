@@ -421,13 +421,13 @@ class _Stream:
 
     def _some(self, views: list[memoryview], deadline: float, flags: int) -> int:
         """Receive some bytes into the first of these, which are taken off the list as they are filled."""
-        left = _left(deadline)
+        seconds = _left(deadline)
         if self._tls:
-            self._sock.settimeout(left)
+            self._sock.settimeout(seconds)
             count = self._sock.recv_into(views[0])
         else:
-            _wait(self._incoming, left)
-            self._limit(left)
+            _wait(self._incoming, seconds)
+            self._limit(seconds)
             if len(views) == 1:
                 count = self._sock.recv_into(views[0], 0, flags)
             else:
@@ -444,24 +444,25 @@ class _Stream:
     def _send(self, data: bytes, deadline: float) -> None:
         rest = memoryview(data)
         while rest:
-            left = _left(deadline)
+            seconds = _left(deadline)
             if self._tls:
-                self._sock.settimeout(left)
+                self._sock.settimeout(seconds)
                 rest = rest[self._sock.send(rest) :]
             else:
-                _wait(self._outgoing, left)
+                _wait(self._outgoing, seconds)
                 rest = rest[self._sock.send(rest, socket.MSG_DONTWAIT) :]
 
-    def _limit(self, left: float) -> None:
+    def _limit(self, seconds: float) -> None:
         """The kernel's own limit on a receive that has begun: so long, or longer by no more than the slack."""
-        if not left <= self._timeout <= left + _SLACK_SECONDS:
-            self._timeout = left + _SLACK_SECONDS / 2
+        if not seconds <= self._timeout <= seconds + _SLACK_SECONDS:
+            self._timeout = seconds + _SLACK_SECONDS / 2
             micros = int(self._timeout * 1e6)
             timeval = _TIMEVAL.pack(micros // 1_000_000, micros % 1_000_000)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
 
 
 def _left(deadline: float) -> float:
+    """Seconds until then. TimeoutError when it has passed."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError

@@ -29,7 +29,7 @@ def test_partition_and_heal(three: Callable[[], list[Host]], network: Network) -
     network.cut(0)
     began = time.monotonic()
     answers = b.fetch(keys_a[20:40], deadline_ms=2000)
-    assert time.monotonic() - began < 2.0 + 5.0
+    assert time.monotonic() - began < 2.0 + 2.0
     assert Answer.OK not in answers
     assert 0 == b.judge(keys_a[20:40])
     eventually(lambda: b.sees(keys_a) == 0)
@@ -56,7 +56,7 @@ def test_cut_in_the_middle_of_a_fetch(three: Callable[[], list[Host]], network: 
         network.cut(0)
         began = time.monotonic()
         eventually(lambda: [one for one in b.client.replies() if one.request_id == ticket])  # noqa: B023
-        assert time.monotonic() - began < 3.0 + 5.0
+        assert time.monotonic() - began < 3.0 + 2.0
         fetched = b.judge(keys)
         network.heal(0)
         eventually(lambda: b.sees(keys) + b.judge(keys) == 200, 60.0)

@@ -26,7 +26,7 @@ def test_several_callers_under_a_sanitizer(
 ) -> None:
     program = build(Program(source=SOURCE, flags=flags))
     out = run(program, SECONDS, seed, tmp_path / "file", folder=tmp_path, seconds=SECONDS + 120)
-    assert int(out.split()[0]) > 0
+    assert int(out.split()[0]) >= 3  # of one life of the pool, with three callers
 
 
 def words(*values: int) -> np.ndarray:

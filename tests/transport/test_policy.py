@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -10,10 +11,14 @@ import numpy as np
 import pytest
 
 from pegashm._native import MISSING, OK, SPILLED
+from pegashm.cache import Cache
+from pegashm.names import control_path
 from pegashm.spill.format import RECORD_FIELDS
+from pegashm.transport import spiller as spilling
 from pegashm.transport.admission import Admission
 from pegashm.transport.budget import WriteBudget
 from pegashm.transport.messages import Answer
+from pegashm.transport.tier import Tier
 from pegashm.units import KIB, MIB
 
 from tests.arenas import Shape
@@ -170,6 +175,33 @@ def test_no_watermarks_no_eviction(rig: Callable[..., Rig]) -> None:
 
 
 # -- backlog -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["later", "never"])
+def test_a_half_written_event_is_waited_for_and_not_for_ever(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    """Its writer was preempted, or died there: what was published afterwards is written behind all the same."""
+    one = rig()
+    monkeypatch.setattr(spilling, "_HOLE_SECONDS", 60.0)
+    with Cache.attach(one.name, namespace=None) as cache:
+        spiller = spilling.Spiller(Tier(cache, one.options.spill, stall_seconds=30.0))
+        one.store(range(1, 4))
+        header = cache.region.header
+        second = (header["journal_head"] - 1) & (header["journal_entry_count"] - 1)
+        with open(control_path(one.name), "r+b", buffering=0) as control:
+            place = header["journal_offset"] + 64 * second
+            opened = os.pread(control.fileno(), 8, place)
+            os.pwrite(control.fileno(), bytes(8), place)
+            for _ in range(20):  # as a worker that is busy: at once
+                spiller._follow_journal()
+            assert 1 == len(spiller._backlog)
+            if finished:
+                os.pwrite(control.fileno(), opened, place)
+        if not finished:
+            monkeypatch.setattr(spilling, "_HOLE_SECONDS", 0.0)
+        spiller._follow_journal()
+        assert (3 if finished else 2) == len(spiller._backlog)
 
 
 @pytest.mark.parametrize("bound", [{"backlog_bytes": 64 * KIB}, {"backlog_seconds": 0.001}])
